@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import pytest
 import torch
 
 from pipeline.config import ModelConfig
@@ -17,6 +20,7 @@ from pipeline.model.conditioning import Conditioning
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.libraries import quiet
 from pipeline.model.load import load_model
+from pipeline.model.sampling.sampler import counter_noise
 
 STEPS, SCALE = 4, 3.0
 PROMPT, NEGATIVE = "a red apple", "a cat"
@@ -38,6 +42,7 @@ class Family:
         plain: those without.
         engine: the engine's arguments with classifier-free guidance.
         engine_plain: the engine's arguments without.
+        noise: the module of diffusers' scheduler that draws fresh noise every step: the engine's is handed in instead.
     """
 
     pipeline: str
@@ -51,6 +56,7 @@ class Family:
     plain: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     engine: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": SCALE})
     engine_plain: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    noise: str = ""
 
     def tokens_of(self, model: DiffusionModel) -> int:
         """How many tokens the denoiser makes of a picture."""
@@ -113,6 +119,12 @@ FAMILIES = {
     "pixart_alpha": Family(pipeline="PixArtAlphaPipeline", asks=OF_T5 | UNCLEANED),
     "sana": Family(pipeline="SanaPipeline", side=32, asks=OF_T5 | UNCLEANED),
     "chroma": Family(pipeline="ChromaPipeline", asks=OF_T5),
+    "sd_lcm": Family(
+        pipeline="LatentConsistencyModelPipeline",
+        takes_negative=False,
+        guided={"guidance_scale": SCALE},
+        noise="diffusers.schedulers.scheduling_lcm",
+    ),
 }
 
 
@@ -176,11 +188,27 @@ def diffusers_pipeline(folder: Path, pipeline: str, **more: Any) -> Any:
     return pipe
 
 
+@contextmanager
+def handed(family: Family, seed: int) -> Iterator[None]:
+    """Inside, diffusers' scheduler takes the engine's fresh noise of each step in place of its own."""
+    if not family.noise:
+        yield
+        return
+    steps = count()
+
+    def fresh(shape: Sequence[int], **_: Any) -> torch.Tensor:
+        return counter_noise(seed, next(steps), tuple(shape[1:]))[None]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{family.noise}.randn_tensor", fresh)
+        yield
+
+
 def drawn_by(pipe: Any, family: Family, seed: int, *, guided: bool = True, size: tuple[int, int] | None = None) -> torch.Tensor:
     """The picture of diffusers' own pipeline in 0 … 1, float32 (3, H, W), not rounded; ``size``: width and height."""
     width, height = size or (family.side, family.side)
     asks = {"width": width, "height": height} | family.asks | (family.guided if guided else family.plain)
-    with quiet():
+    with quiet(), handed(family, seed):
         found = pipe(
             prompt=PROMPT,
             num_inference_steps=STEPS,

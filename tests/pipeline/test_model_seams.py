@@ -179,3 +179,12 @@ def test_the_size_of_a_folder_follows_its_networks(pipeline: str, side: int, siz
 def test_every_class_has_defaults_that_it_could_be_drawn_with(family: Family, model: LatentDiffusion) -> None:
     found = type(model).defaults({})
     assert found.size % 64 == 0 and found.text_tokens in (None, type(model).text_tokens)
+
+
+def test_every_class_of_diffusers_that_draws_from_text_is_drawn_with_or_refused_with_a_reason() -> None:
+    """A new version of diffusers brings new ones: each gets a reason, or a class of ours."""
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
+    named = {kind.__name__ for kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
+    assert len(named) > 30
+    assert sorted(name for name in named if name not in model_classes() and not why_refused(name)) == []

@@ -15,7 +15,7 @@ import torch
 from index.errors import ConfigError
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.libraries import quiet
-from pipeline.model.sampling.choose import make_sampler
+from pipeline.model.sampling.choose import OTHER_SCALING, make_sampler
 from pipeline.model.sampling.sampler import Sampler, counter_noise
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
@@ -267,6 +267,16 @@ def test_auto_takes_what_the_folder_names() -> None:
     on_flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     assert make("DPMSolverMultistepScheduler", "flow_prediction", **on_flow).name == "dpmpp_2m"
     assert make("FlowMatchEulerDiscreteScheduler", "flow_prediction", stochastic_sampling=True).name.endswith("(stochastic)")
+
+
+@pytest.mark.parametrize("name", OTHER_SCALING)
+def test_a_model_in_another_scaling_is_refused_whatever_sampler_is_chosen(name: str) -> None:
+    """Playground 2.5's folder names EDM's scheduler: drawn with Euler's, its network would be shown what it never saw."""
+    assert hasattr(diffusers, name)
+    for chosen in ("auto", "euler", "ddim"):
+        model: Any = SimpleNamespace(prediction_type="epsilon", scheduler_config={"_class_name": name}, scheduled=None)
+        with pytest.raises(ConfigError, match=rf"names {name}: its network was trained in another scaling"):
+            make_sampler(model, 4, chosen)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])

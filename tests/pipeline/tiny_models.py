@@ -43,6 +43,27 @@ def stable_diffusion(folder: Path) -> Path:
     ))  # fmt: skip
 
 
+def latent_consistency(folder: Path) -> Path:
+    """As Stable Diffusion, with the guidance scale as an input of the UNet and a consistency model's scheduler."""
+    import torch
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    tokenizer = _clip_tokenizer(folder / "words")
+    torch.manual_seed(0)
+    network = _unet(cross_attention_dim=32, time_cond_proj_dim=10)
+    torch.nn.init.normal_(network.time_embedding.cond_proj.weight, std=0.5)
+    return _saved(folder, LatentConsistencyModelPipeline(
+        text_encoder=_clip(tokenizer),
+        tokenizer=tokenizer,
+        unet=network,
+        vae=_autoencoder(),
+        scheduler=LCMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ))  # fmt: skip
+
+
 def stable_diffusion_xl(folder: Path) -> Path:
     """Two text encoders, a pooled embedding, size conditions, the scheduler of SDXL base."""
     import torch
@@ -429,6 +450,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "PixArtAlphaPipeline": pixart_alpha,
     "SanaPipeline": sana,
     "ChromaPipeline": chroma,
+    "LatentConsistencyModelPipeline": latent_consistency,
 }
 """By the pipeline that a folder's ``model_index.json`` names: a function (folder) → the model's folder in it."""
 

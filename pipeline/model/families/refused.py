@@ -22,16 +22,28 @@ REFUSED = {
     "Krea2Pipeline": UNTRIED,
     "QwenImage21Pipeline": UNTRIED,
     "SanaSprintPipeline": "it samples by angles (SCM), which Clearance's samplers do not",
-    "LatentConsistencyModelPipeline": "its parts are those of StableDiffusionPipeline: name that in model_index.json",
     "StableCascadeCombinedPipeline": "it draws in two stages",
     "WuerstchenCombinedPipeline": "it draws in two stages",
     "KandinskyCombinedPipeline": "it draws in two stages",
-}
+    "KandinskyV22CombinedPipeline": "it draws in two stages",
+    **dict.fromkeys(
+        ("AmusedPipeline", "BriaPipeline", "BriaFiboPipeline", "BriaFibo2Pipeline", "CogView3PlusPipeline", "DreamLitePipeline",
+         "ErnieImagePipeline", "GlmImagePipeline", "Kandinsky3Pipeline", "Kandinsky5T2IPipeline", "LongCatImagePipeline",
+         "NucleusMoEImagePipeline", "OmniGenPipeline", "OvisImagePipeline", "PRXPipeline", "ZImageOmniPipeline"),
+        UNTRIED,
+    ),
+    **dict.fromkeys(
+        ("StableDiffusionPipelineSafe", "SemanticStableDiffusionPipeline", "StableDiffusionSAGPipeline",
+         "StableDiffusionPanoramaPipeline", "StableDiffusionAttendAndExcitePipeline"),
+        "it is Stable Diffusion drawn in another way; name StableDiffusionPipeline in model_index.json to draw without",
+    ),
+    **dict.fromkeys(("IFPipeline", "PRXPixelPipeline"), "it draws pixels, and Clearance draws latents"),
+}  # fmt: skip
 """Pipeline class → why."""
 KINDS = (
     (r"Img2Img|Inpaint|Edit|Upscale|Depth2Img|InstructPix2Pix|Refiner|I2I|Layered|Kontext|Fill|Redux|KVPipeline", PICTURE),
     (r"Control|Adapter", "it takes a control picture beside the text; remove the control network and use its base model"),
-    (r"Video|Animate|I2V|T2V|^Wan|^LTX|^Mochi", FILM),
+    (r"Video|Animate|I2V|T2V|^Wan|^LTX|^Mochi|^Helios", FILM),
     (r"Modular", "it is made of modular blocks; save it as a pipeline of diffusers"),
     (r"PAG", "it guides by perturbed attention; name its base pipeline in model_index.json to draw without"),
 )

@@ -23,14 +23,14 @@ def model_classes() -> dict[str, type[LatentDiffusion]]:
     from pipeline.model.families.pixart import PixArtAlpha, PixArtSigma
     from pipeline.model.families.qwen_image import QwenImage
     from pipeline.model.families.sana import Sana
-    from pipeline.model.families.sd import StableDiffusion
+    from pipeline.model.families.sd import LatentConsistency, StableDiffusion
     from pipeline.model.families.sd3 import StableDiffusion3
     from pipeline.model.families.sdxl import StableDiffusionXL
     from pipeline.model.families.z_image import ZImage
 
     classes: tuple[type[LatentDiffusion], ...] = (
         StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2, Flux2Klein, QwenImage, ZImage,
-        PixArtSigma, PixArtAlpha, Sana, Chroma,
+        PixArtSigma, PixArtAlpha, Sana, Chroma, LatentConsistency,
     )  # fmt: skip
     return {cls.pipeline: cls for cls in classes}
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, UNet2DConditionModel, AutoencoderKL or AutoencoderTiny."""
+"""Stable Diffusion 1.x and 2.x, and consistency models of them: CLIP, UNet2DConditionModel, AutoencoderKL or AutoencoderTiny."""
 
 from __future__ import annotations
 
@@ -91,3 +91,18 @@ class StableDiffusion(LatentDiffusion):
 
     def _find_sites(self) -> list[Site]:
         return unet_sites(self.network)
+
+
+class LatentConsistency(StableDiffusion):
+    """A latent consistency model (Luo et al. 2023): Stable Diffusion distilled to few steps, with guidance as an input.
+
+    A sample owns one row; there is no negative prompt, as in diffusers.
+    """
+
+    family = "sd_lcm"
+    pipeline = "LatentConsistencyModelPipeline"
+    usual = Defaults(steps=4, guidance=8.5, text_tokens=None, size=768)
+    distilled = True
+
+    def guided(self, scale: float) -> bool:
+        return False

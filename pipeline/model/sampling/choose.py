@@ -43,12 +43,17 @@ INSTEAD = {
     "DEISMultistepScheduler": "dpmpp_2m",
     "DPMSolverSinglestepScheduler": "dpmpp_2m",
     "DPMSolverSDEScheduler": "dpmpp_2m_sde",
-    "CosineDPMSolverMultistepScheduler": "dpmpp_2m_sde",
     "HeunDiscreteScheduler": "euler",
     "KDPM2DiscreteScheduler": "euler",
     "LMSDiscreteScheduler": "euler",
-    "EDMEulerScheduler": "euler",
     "KDPM2AncestralDiscreteScheduler": "euler_a",
+}
+# Networks of these see latents, times and outputs in a scaling of their own: another sampler would draw noise.
+OTHER_SCALING = {
+    "EDMEulerScheduler": "EDM's (sigma_data)",
+    "EDMDPMSolverMultistepScheduler": "EDM's (sigma_data)",
+    "CosineDPMSolverMultistepScheduler": "EDM's (sigma_data)",
+    "SCMScheduler": "angles (TrigFlow)",
 }
 TWO_CALLS = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
              "FlowMatchHeunDiscreteScheduler")  # fmt: skip
@@ -90,6 +95,7 @@ def make_sampler(
     """
     flow = model.prediction_type == "flow_prediction"
     config = model.scheduler_config
+    _refuse_other_scaling(str(config.get("_class_name")))
     if name == "auto":
         name = sampler_of(config, flow=flow)[0]
     known = FLOW if flow else DIFFUSION
@@ -142,6 +148,7 @@ def sampler_of(config: Mapping[str, Any], *, flow: bool) -> tuple[str, str]:
         ConfigError: Clearance does not have that scheduler; the message names the one to use instead.
     """
     named = str(config.get("_class_name"))
+    _refuse_other_scaling(named)
     if flow:
         return _of_flow(config, named)
     used = OF_SCHEDULER.get(named, "ddim")
@@ -189,6 +196,14 @@ def _unipc_of(config: Mapping[str, Any]) -> tuple[str, str]:
     if (order, kind, predicts) == (2, "bh2", "x0"):
         return "unipc", ""
     return "unipc", f"the model's folder asks for UniPC of order {order} ({kind}, {predicts}); order 2 (bh2, x0) is used"
+
+
+def _refuse_other_scaling(named: str) -> None:
+    if named in OTHER_SCALING:
+        what = f"the model's folder names {named}: its network was trained in another scaling, {OTHER_SCALING[named]}"
+        raise ConfigError(
+            what, where=FOLDER, fix="No sampler here draws it, and generation.scheduler changes nothing: use another model"
+        )
 
 
 def _not_here(named: str, instead: str) -> ConfigError:
