@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.x and 2.x, and consistency models of them: CLIP, UNet2DConditionModel, AutoencoderKL or AutoencoderTiny."""
+"""Stable Diffusion 1.x and 2.x, and consistency models of them: one CLIP text encoder, UNet2DConditionModel, AutoencoderKL or
+AutoencoderTiny."""
 
 from __future__ import annotations
 
