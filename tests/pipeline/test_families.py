@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import ModelConfig
 from pipeline.model.decoder import picture_rows
+from pipeline.model.folder.resolve import resolve
 from pipeline.model.load import load_model
 from tests.pipeline.families import (
     FAMILIES,
@@ -136,8 +139,6 @@ def test_an_empty_negative_prompt_is_zeros_where_sdxl_sets_it(tiny_sdxl: Path, t
 def test_only_the_parts_in_use_are_downloaded(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    from pipeline.model.folder.resolve import resolve
-
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _id, **more: calls.append(more) or str(tiny_sd))
     assert resolve(ModelConfig(path="somebody/model", revision="main")) == tiny_sd
@@ -147,6 +148,81 @@ def test_only_the_parts_in_use_are_downloaded(tiny_sd: Path, monkeypatch: pytest
     assert calls[0]["allow_patterns"] == ["model_index.json"] and not calls[1]["local_files_only"]
     assert "unet/*.fp16*.safetensors" in calls[1]["allow_patterns"] and "unet/*.safetensors" not in calls[1]["allow_patterns"]
     assert not any(pattern.startswith("safety_checker") for pattern in calls[1]["allow_patterns"])
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str]) -> list[dict[str, Any]]:
+    """A hub that has these files: each call writes those that its patterns ask for; the calls."""
+    import huggingface_hub
+
+    calls: list[dict[str, Any]] = []
+
+    def fetch(_id: str, *, allow_patterns: list[str], ignore_patterns: list[str], **more: Any) -> str:
+        calls.append({"allow_patterns": allow_patterns, **more})
+        for name in files:
+            if any(fnmatch(name, one) for one in allow_patterns) and not any(fnmatch(name, one) for one in ignore_patterns):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                index = (
+                    {"unet": ["diffusers", "U"], "vae": ["diffusers", "V"], "tokenizer": ["transformers", "T"]}
+                    if name == "model_index.json"
+                    else {}
+                )
+                (tmp_path / name).write_text(json.dumps(index))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: files)
+    return calls
+
+
+PARTS = ["model_index.json", "unet/config.json", "vae/config.json", "tokenizer/config.json"]
+TWO_PRECISIONS = [
+    "unet/m.safetensors",
+    "unet/m.fp16-00001-of-00002.safetensors",
+    "unet/m.bf16.safetensors",
+    "vae/m.safetensors",
+]
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"), [("", [TWO_PRECISIONS[0], TWO_PRECISIONS[3]]), ("fp16", [TWO_PRECISIONS[1], TWO_PRECISIONS[3]])]
+)
+def test_one_set_of_weights_is_downloaded_and_plain_ones_where_a_part_has_no_other(
+    variant: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SD3's T5 lies on the hub in fp16 too, in pieces: 9 GB that no run would open."""
+    hub(monkeypatch, tmp_path, PARTS + TWO_PRECISIONS)
+    resolve(ModelConfig(path="somebody/model", allow_download=True, variant=variant))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.safetensors")) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "what"),
+    [
+        ("m.fp16.safetensors", r'there is "fp16"\. Set model\.variant = "fp16"'),
+        ("m.bin", r"as safetensors; m\.bin is pickled"),
+    ],
+)
+def test_a_hub_without_plain_weights_says_what_it_has(
+    weights: str, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub(monkeypatch, tmp_path, [*PARTS, f"unet/{weights}", "vae/m.safetensors"])
+    with pytest.raises(ModelError, match=rf"somebody/model: the hub has no weights of its unet.*{what}"):
+        resolve(ModelConfig(path="somebody/model", allow_download=True))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline"),
+    [
+        ("conditioner.embedders.1.model.ln_final.weight", "StableDiffusionXLPipeline"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "StableDiffusion3Pipeline"),
+        ("double_blocks.0.img_attn.qkv.weight", "FluxPipeline"),
+        ("cond_stage_model.transformer.x", "StableDiffusionPipeline"),
+    ],
+)
+def test_a_whole_checkpoint_is_refused_with_the_class_that_opens_it(tensor: str, pipeline: str, tmp_path: Path) -> None:
+    save_file({tensor: torch.zeros(1)}, tmp_path / "pony.safetensors")
+    with pytest.raises(ModelError, match=rf'{pipeline}\.from_single_file\("pony\.safetensors"\)'):
+        resolve(ModelConfig(path=str(tmp_path / "pony.safetensors")))
 
 
 def test_large_pictures_are_decoded_in_smaller_calls() -> None:
