@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from index.errors import ConfigError
 from jobs.run.plan import in_full
 from pipeline.config import AdapterConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.model.sampling.decided import decided
@@ -117,3 +118,15 @@ def test_trailing_timesteps_are_pointed_at(
 def test_where_the_folder_asks_for_a_preset_nothing_is_pointed_at(tiny_model: TinyModel, tmp_path: Path) -> None:
     folder = changed(tiny_model("FluxPipeline"), tmp_path / "m", transformer__config={"guidance_embeds": False})
     assert told(run(folder, name="FLUX.1-schnell"))["preset"].startswith("the model's folder asks for turbo")
+
+
+@pytest.mark.parametrize("sides", [{"width": 33}, {"height": 18, "size": 16}, {"size": 18}])
+def test_a_side_that_cannot_be_drawn_is_refused_before_the_model_is_loaded(
+    tiny_model: TinyModel, sides: dict[str, int]
+) -> None:
+    folder = tiny_model("FluxPipeline")
+    key, side = next(iter(sides.items()))
+    with pytest.raises(ConfigError, match=rf"^model\.{key}: {side} is not a multiple of 4"):
+        in_full(run(folder, **sides))
+    assert in_full(run(folder, snap=True, **sides)).model.snap
+    assert in_full(run(folder, width=16, height=32, size=33)).model.size == 33  # which nothing is drawn with

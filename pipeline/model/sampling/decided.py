@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.model.folder.components import read_index
 from pipeline.model.folder.resolve import model_name
-from pipeline.model.load import look_at
+from pipeline.model.load import look_at, sides_of
 from pipeline.model.sampling.presets import Facts, filled_in
 from pipeline.notes import Note
 
@@ -32,9 +32,10 @@ def decided(config: RunConfig) -> tuple[RunConfig, list[Note]]:
 
     Raises:
         ModelError: the folder cannot be drawn with.
-        ConfigError: a key contradicts the preset.
+        ConfigError: a key contradicts the preset, or a side is one that the model cannot draw.
     """
     folder, cls, parts = look_at(config.model)
+    _check_sides(config.model)
     facts = Facts.of_folder(folder, cls, parts.scheduler)
     drawn = filled_in(config.generation, facts)
     model, notes = _text_filled_in(config.model, cls, folder)
@@ -68,6 +69,15 @@ def few_step_hints(generation: GenerationConfig, facts: Facts, names: Iterable[A
         text = f"the folder's scheduler has trailing timesteps, as those of few-step models (SD-Turbo, Lightning) have: {how}"
         return [Note("preset", f'{text}. generation.preset names one, or says "none"')]
     return []
+
+
+def _check_sides(model: ModelConfig) -> None:
+    """Refuse a side that does not fit before a model is loaded, which may take minutes."""
+    rule = sides_of(model)
+    for key in ("size", "width", "height"):
+        side = getattr(model, key)
+        if rule is not None and side is not None and (key != "size" or None in (model.width, model.height)):
+            rule.fit(side, f"model.{key}")
 
 
 def _text_filled_in(model: ModelConfig, cls: type[LatentDiffusion], folder: Path) -> tuple[ModelConfig, list[Note]]:
