@@ -27,6 +27,16 @@ def pairs_for(network: Any, names: tuple[str, ...], *, rank: int = 3, seed: int 
     return pairs
 
 
+def empty_pairs(network: Any, names: tuple[str, ...]) -> Pairs:
+    """Of rank 1 and zeros, for the layers whose names hold one of these."""
+    pairs = Pairs()
+    for name, module in network.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and any(part in name for part in names):
+            out, *rest = module.weight.shape
+            pairs[name] = torch.zeros(1, *rest), torch.zeros(out, 1, *[1] * (len(rest) - 1))
+    return pairs
+
+
 def kohya(prefix: str, pairs: Pairs, *, spread: int = 1) -> dict[str, torch.Tensor]:
     """kohya's names, with an α that is not the rank; with a ``spread`` above 1 it differs from layer to layer."""
     state = {}

@@ -20,7 +20,7 @@ from pipeline.model.adapters.file import check_base, look_at_adapter
 from pipeline.model.adapters.lora import Lora, load_lora
 from pipeline.model.adapters.lowrank import RowAdapter, adapted
 from tests.pipeline.families import FAMILIES, load
-from tests.pipeline.lora_files import TEXT, Pairs, clip_names, kohya, pairs_for, write
+from tests.pipeline.lora_files import TEXT, Pairs, clip_names, empty_pairs, kohya, pairs_for, write
 from tests.pipeline.true_sizes import built
 
 State = dict[str, torch.Tensor]
@@ -183,16 +183,6 @@ def test_a_row_has_pefts_bytes(name: str, form: str, model_of: Callable[[str], A
 LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "samplers.0.conv")
 INSIDE = {"conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection"}
-
-
-def empty_pairs(network: Any, names: tuple[str, ...]) -> Pairs:
-    """Of rank 1 and zeros, for the layers whose names hold one of these."""
-    pairs = Pairs()
-    for name, module in network.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and any(part in name for part in names):
-            out, *rest = module.weight.shape
-            pairs[name] = torch.zeros(1, *rest), torch.zeros(out, 1, *[1] * (len(rest) - 1))
-    return pairs
 
 
 def sgm(state: State) -> State:

@@ -15,14 +15,17 @@ import pytest
 import torch
 
 from index.errors import ModelError, SteeringFailed
-from pipeline.config import ModelConfig
+from pipeline.config import DiversityConfig, ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.adapters.lowrank import LowRank
 from pipeline.model.conditioning import Conditioning
 from pipeline.model.families.latent import LatentDiffusion
 from pipeline.model.load import load_model
+from pipeline.steer.diversity import Group, mates_push
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
+from tests.pipeline.lora_files import empty_pairs
 from tests.pipeline.true_sizes import META, RELEASED, Waits, built
 
 STEPS, ROWS = 6, 8
@@ -160,3 +163,25 @@ def test_the_next_call_copies_nothing_to_the_device() -> None:
     with Waits() as waits:
         e.make_call()
     assert dict(waits.counts) == {"copies from": 1}
+
+
+def test_an_adapted_sample_makes_one_mask_a_call_and_reads_nothing() -> None:
+    """SDXL has 722 linear layers that a LoRA may change: a mask at each would be 722 copies."""
+    of, context = model("SDXL")
+    weights = LowRank("style", empty_pairs(of.network, ("to_q", "to_k", "to_v", "to_out.0", "ff.net", "proj_in", "proj_out")))
+    assert len(weights.pairs) > 700
+    e = engine(of)
+    waits = waits_of_a_call(e, [trajectory(e, context, 0), trajectory(e, context, 1, lowrank=((weights, 0.8),))])
+    assert waits.waited == {"copies from": 1}
+    with Waits() as waits:
+        e.make_call()
+    assert dict(waits.counts) == {"copies from": 1, "copies to": 1}
+
+
+@pytest.mark.parametrize("name", STEERED if os.environ.get("CLEARANCE_TRUE_SIZES") else STEERED[:1])
+def test_mates_that_push_one_another_apart_read_nothing(name: str) -> None:
+    of, context = model(name)
+    e = engine(of)
+    group = Group(id="g", size=2, settings=mates_push(DiversityConfig(size=2, resolution="all"), STEPS, context, 0))
+    waits = waits_of_a_call(e, [trajectory(e, context, tag, group=group, member=tag) for tag in range(2)])
+    assert waits.waited == {"copies from": 1}
