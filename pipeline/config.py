@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from pipeline.fields import AUTO, REQUIRED, choice, entry, flag, line, number, number_or_auto, several, table
+from pipeline.other_samplers import nearest_sampler
 from pipeline.settings import contradiction, settings
 
 SEEDS = 2**63 - 1  # what the tables' columns hold
 STEPS, GUIDANCE = 20, 3.0  # where neither run file nor preset states them
 HARD_STOP = ("unsafe.",)
 LATER_ADAPTER_KEYS = {"kind": "auto", "name": "", "rows": "all"}  # that came after the others
-
-
 Scheduler = Literal["auto", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd", "flow_match_euler"]
 
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -133,8 +132,9 @@ class GenerationConfig:
         "no step it is no guidance: a sample has no negative row, and `guidance_norms` of its attempts is empty",
     )  # fmt: skip
     scheduler: Scheduler = choice(
-        "auto", "auto: the one that the model's folder names; a folder that names another one is refused, with the nearest"
-    )
+        "auto", "auto: the one that the model's folder names; a folder that names another one is refused, with the nearest",
+        nearest=nearest_sampler,
+    )  # fmt: skip
     timestep_spacing: Spacing | None = choice(
         None, "how a diffusion model's steps are spread over its timesteps", absent="the folder's own, or the preset's"
     )

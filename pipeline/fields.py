@@ -131,9 +131,16 @@ def flag(default: bool, what: str) -> Any:
     return Field(default, strict=True, description=what)
 
 
-def choice(default: Any, what: str, *, absent: str = "") -> Any:
-    """One of the words of the field's type; ``absent``: what is in force without the key, where the default is None."""
-    return Field(default, description=what, json_schema_extra={"absent": absent})
+def choice(default: Any, what: str, *, absent: str = "", nearest: Callable[[str], str] | None = None) -> Any:
+    """One of the words of the field's type.
+
+    Args:
+        default, what: as :func:`line`.
+        absent: what is in force without the key, where the default is None.
+        nearest: another word → the one to write for it; empty: it is not known.
+    """
+    extra: dict[str, Any] = {"absent": absent} | ({"nearest": nearest} if nearest else {})
+    return Field(default, description=what, json_schema_extra=extra)
 
 
 def table(made: Callable[[], Any], what: str = "") -> Any:
@@ -192,6 +199,7 @@ class Key:
         absent: what is in force without it, where the default is None.
         hint: see :func:`number`.
         auto: the word "auto" may stand there too.
+        nearest: see :func:`choice`.
     """
 
     loc: tuple[str | int, ...]
@@ -203,6 +211,7 @@ class Key:
     absent: str = ""
     hint: str = ""
     auto: bool = False
+    nearest: Callable[[str], str] | None = None
 
 
 def keys(cls: type[Any], at: tuple[str | int, ...] = (), made: Any = None, *, outside: bool = False) -> Iterator[Key]:

@@ -137,7 +137,11 @@ def _sentences(problem: Problem, message: str) -> tuple[str, str]:
     if problem.type in ("dataclass_type", "model_attributes_type", "tuple_type"):
         return _shape(problem)
     if problem.type == "literal_error" and key is not None:
-        return _choice(problem.value, list(map(str, typing.get_args(key.type))))
+        words = list(map(str, typing.get_args(key.type)))
+        if key.nearest is not None and isinstance(problem.value, str) and (near := key.nearest(problem.value)):
+            others = ", ".join(map(repr, words))
+            return f"{seen(problem.value)} is not among them", f"Use {near!r}, the nearest, or another of {others}"
+        return _choice(problem.value, words)
     if problem.type == "bool_type":
         return f"must be true or false, not {seen(problem.value)}", "Write true or false, in small letters and without quotes"
     if problem.type == "string_type":

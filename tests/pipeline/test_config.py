@@ -96,3 +96,20 @@ def test_other_thresholds_are_not(settings: dict[str, Any]) -> None:
 def test_each_ladder_has_its_own_kinds(ladder: str, rung: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(Policy, {ladder: [rung]}, where="policy")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("heun", "euler"), ("DPM++ 2M Karras", "dpmpp_2m"), ("dpmpp_2m_sde_karras", "dpmpp_2m_sde"),
+        ("euler_ancestral", "euler_a"),
+        ("PNDMScheduler", "ddim"), ("EulerAncestralDiscreteScheduler", "euler_a"), ("DEISMultistepScheduler", "dpmpp_2m"),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m"), ("HeunDiscreteScheduler", "euler"), ("plms", "ddim"), ("uni_pc", "unipc"),
+        ("DPM++ SDE", "dpmpp_2m_sde"), ("FlowMatchEulerDiscreteScheduler", "flow_match_euler"), ("lcm ", "lcm"),
+        ("KDPM2AncestralDiscreteScheduler", "euler_a"), ("LMSDiscreteScheduler", "euler"), ("UniPCMultistepScheduler", "unipc"),
+    ],
+)  # fmt: skip
+def test_a_sampler_of_another_program_is_refused_with_the_nearest(name: str, ours: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f'prompts = "p.txt"\n[generation]\nscheduler = "{name}"\n')
+    with pytest.raises(ConfigError, match=rf"generation\.scheduler: '.*' is not among them\. Use '{ours}', the nearest"):
+        read_toml(RunConfig, tmp_path / "run.toml")
