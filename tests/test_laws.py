@@ -16,8 +16,8 @@ MODULES = [path for package in ORDER for path in (ROOT / package).rglob("*.py")]
 # The floors of the pipeline, from the ground up: a room (a file, or a folder with all that is in it) imports from its own floor
 # and from those below. On one floor no two rooms import each other.
 FLOORS: tuple[set[str], ...] = (
-    {"fields", "refusal", "settings", "rungs", "methods", "guard_settings", "policy", "idle", "config", "keys", "notes", "other_samplers",
-     "outcome", "row_adapters", "salt"},
+    {"fields", "refusal", "settings", "rungs", "methods", "guard_settings", "policy", "idle", "config", "keys", "notes",
+     "other_samplers", "outcome", "row_adapters", "salt"},
     {"marking", "model"},
     {"steer"},
     {"engine"},

@@ -199,7 +199,8 @@ class Session:
             self.begin()
         if self.context is None and self.anchors is not None:
             self.context = dataclasses.replace(context, anchors=self.anchors)
-        self.report("worker", f"worker {worker_id} is ready", worker=worker_id)
+        drawn = f"{context.scheduler}, {context.steps} steps, guidance {context.guidance:g}"
+        self.report("worker", f"worker {worker_id} is ready: {drawn}", worker=worker_id)
 
     def close(self, error: BaseException | None) -> None:
         """Write down why the run ended early, if it did, and let the folder go."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -69,6 +70,8 @@ def kinds(folder: Path) -> list[str]:
 def test_local_run_is_whole(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
     plan, events = make_plan(PROMPTS), list[Event]()
     result = run_local(plan, started(plan, tmp_path / "run"), events.append, open_loop=open_loop)
+    (ready,) = (event.detail for event in events if event.kind == "worker")
+    assert re.fullmatch(r"worker local-0 is ready: \w.*, \d+ steps, guidance [\d.]+", ready), ready
     check_whole(result, plan)
     assert result.outcomes == EXPECTED and result.attempts == 5
     assert kinds(result.folder) == ["run.started", "run.finished", "run.sealed"]

@@ -88,9 +88,10 @@ def test_every_attempt_and_finding_is_shown(run: Path) -> None:
 
 def test_what_a_request_was_drawn_with_is_said_in_one_line() -> None:
     adapters = [{"name": "ink", "weight": 0.6}]
-    row = {"attempts": 1, "steps": 4, "guidance": 0.0, "preset": "turbo", "adapters": adapters, "group": {"id": "cat#1-4"}}
+    row = {"attempts": 1, "scheduler": "euler_a, trailing", "steps": 4, "guidance": 0.0, "preset": "turbo"}
+    row |= {"adapters": adapters, "group": {"id": "cat#1-4"}}
     group = "in the group cat#1-4, whose members push one another apart"
-    assert drawn_with(row) == f"4 steps, guidance 0, preset turbo, adapter ink (weight 0.6), {group}"
+    assert drawn_with(row) == f"euler_a, trailing, 4 steps, guidance 0, preset turbo, adapter ink (weight 0.6), {group}"
 
 
 def test_a_decision_after_the_run_is_in_force(run: Path) -> None:

@@ -84,10 +84,14 @@ def entry_of(ended: Ended, state: SampleState, events: Sequence[Mapping[str, Any
 
 
 def drawn_with(row: Mapping[str, Any]) -> str:
-    """What a request was drawn with, for people: steps, guidance, preset, adapters and group; empty: it was not drawn."""
+    """What a request was drawn with, for people: sampler, steps, guidance, preset, adapters, group; empty: it was not drawn."""
     if not row.get("attempts"):
         return ""
-    parts = [f"{row['steps']} steps", f"guidance {row['guidance']:g}" if row.get("guidance") is not None else ""]
+    parts = [
+        row.get("scheduler") or "",
+        f"{row['steps']} steps",
+        f"guidance {row['guidance']:g}" if row.get("guidance") is not None else "",
+    ]
     parts += [f"preset {row['preset']}" if row.get("preset") else ""]
     parts += [f"adapter {one['name']} (weight {one['weight']:g})" for one in row.get("adapters") or []]
     if group := row.get("group"):
