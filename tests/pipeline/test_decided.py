@@ -81,6 +81,7 @@ def test_schnell_reads_as_many_tokens_as_it_was_trained_with(tiny_model: TinyMod
         ("StableDiffusionPipeline", {"adapter": "lcm-lora-sdv1-5.safetensors"}, "lcm"),
         ("StableDiffusionXLPipeline", {"name": "hyperrealism-xl"}, ""),
         ("StableDiffusionXLPipeline", {"name": "calcmodel"}, ""),
+        ("StableDiffusionXLPipeline", {"adapter": "turbo/ink.safetensors"}, ""),
     ],
 )
 def test_a_name_of_a_few_step_model_is_pointed_at(

@@ -56,10 +56,10 @@ def few_step_hints(generation: GenerationConfig, facts: Facts, names: Iterable[A
         return []
     drawn = filled_in(generation, facts).generation
     how = f"it is drawn in {drawn.steps} steps with a guidance of {drawn.guidance_scale:g}"
-    for name in (str(name) for name in names if isinstance(name, str)):
+    for name in (Path(name).name for name in names if isinstance(name, str)):  # not the folders above, nor a hub's owner
         if found := _NAMED.search(name):
             preset = "turbo" if facts.flow else FEW_STEPS[found[1].lower()]
-            text = f"{Path(name).name!r} has the name of a few-step model, and no file of the model's folder says so: {how}"
+            text = f"{name!r} has the name of a few-step model, and no file of the model's folder says so: {how}"
             return [
                 Note("preset", f'{text}. generation.preset = "{preset}" draws it in few steps, "none" says that it is none')
             ]
