@@ -137,6 +137,17 @@ def test_turbo_of_flows(pipeline: str, steps: int, guidance: float) -> None:
     assert drawn(g) == (steps, guidance, "flow_match_euler", None, 0.0)
 
 
+@pytest.mark.parametrize(("pipeline", "guidance"), [("FluxPipeline", 3.5), ("Flux2Pipeline", 4.0)])
+def test_a_few_step_lora_on_a_network_with_guidance_as_an_input_keeps_it(
+    tiny_model: Any, pipeline: str, guidance: float
+) -> None:
+    """Turbo-Alpha and Hyper-FLUX are drawn in 8 steps with FLUX dev's guidance: without it the network was never trained."""
+    folder, cls, parts = look_at(ModelConfig(path=str(tiny_model(pipeline))))
+    facts = Facts.of_folder(folder, cls, parts.scheduler)
+    assert drawn(filled_in(GenerationConfig(preset="turbo"), facts).generation) == (8, guidance, "flow_match_euler", None, 0.0)
+    assert filled_in(GenerationConfig(preset="turbo", guidance_scale=2.5), facts).generation.guidance_scale == 2.5
+
+
 @pytest.mark.parametrize("preset", ["lightning", "lcm", "hyper"])
 def test_presets_of_diffusion_are_not_for_flows(preset: Any) -> None:
     with pytest.raises(

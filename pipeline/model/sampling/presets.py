@@ -21,6 +21,7 @@ from pipeline.notes import Note
 if TYPE_CHECKING:
     from pipeline.model.families.latent import LatentDiffusion
 
+GUIDANCE_MOST = 100.0  # as generation.guidance_scale allows
 NOT_DISTILLED = 'if the model is no such one, remove generation.preset, or set it to "none"'
 
 
@@ -68,6 +69,11 @@ FLOW_TURBO = Preset(
     steps=4, allowed=tuple(range(1, 17)), guidance=0.0, most_guidance=1.0, scheduler="flow_match_euler",
     why="distilled flows (schnell, SD3.5-Turbo, klein, Z-Image-Turbo)",
 )  # fmt: skip
+# LoRAs of few steps for a network that takes the guidance scale as an input: without it, it was never trained.
+EMBEDDED_TURBO = dataclasses.replace(
+    FLOW_TURBO, steps=8, most_guidance=GUIDANCE_MOST,
+    why="few-step LoRAs for a network that takes the guidance scale as an input (FLUX dev)",
+)  # fmt: skip
 # The classes that there were before a class had numbers of its own: a run file of theirs that states none keeps 20 steps and a
 # guidance of 3, so that its runs can be continued and stay comparable.
 FIRST = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
@@ -86,6 +92,8 @@ class Facts:
         pipeline: its class. flow: whether it is a rectified flow.
         scheduler: the scheduler's configuration.
         guidance_inside: an LCM whose network takes the guidance scale (``time_cond_proj_dim``).
+        guidance_embedded: the guidance scale of a flow whose network takes it as an input (FLUX dev), as its class is drawn;
+            None: it takes none.
         distilled: a flow that was distilled to few steps: ``is_distilled``, or a Flux.1 without guidance embeddings.
         steps, guidance: where neither run file nor preset states them.
         usual: the class's own steps and guidance, where those are other numbers; None: they are not, or it is the embedded
@@ -96,6 +104,7 @@ class Facts:
     flow: bool
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     guidance_inside: bool = False
+    guidance_embedded: float | None = None
     distilled: bool = False
     steps: int = STEPS
     guidance: float = GUIDANCE
@@ -128,6 +137,7 @@ class Facts:
             flow=model.flow,
             scheduler=scheduler,
             guidance_inside=network.get("time_cond_proj_dim") is not None,
+            guidance_embedded=usual.guidance if network.get("guidance_embeds") else None,
             distilled=schnell or bool(index.get("is_distilled")),
         )
 
@@ -227,6 +237,8 @@ def _as_usual(generation: GenerationConfig, facts: Facts) -> InForce:
 
 def _preset(name: str, generation: GenerationConfig, facts: Facts) -> Preset:
     if facts.flow:
+        if name == "turbo" and facts.guidance_embedded is not None:
+            return dataclasses.replace(EMBEDDED_TURBO, guidance=facts.guidance_embedded)
         if name == "turbo":
             return TURBO_OF.get(facts.pipeline, FLOW_TURBO)
         what = f"{name} is for diffusion models, and {facts.pipeline} is a rectified flow"
