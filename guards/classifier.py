@@ -8,146 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
-from glob import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guards.base import Defaults, Finding, Probe, file_digest, import_package, require_package, require_pictures
-from index.errors import ConfigError, GuardUnavailable, IntegrityError, ModelError
+from guards.base import Defaults, Finding, Probe, import_package, require_package, require_pictures
+from guards.classifier_files import ADAPTER, OUTPUT, PROCESSOR, ModelFiles, find_files, require_scores
+from index.errors import ConfigError, IntegrityError
 from index.foreign_models import advice, kept_shut
-from index.onnx_data import weight_files
 from index.padding import PaddedCalls, first_line
 
 if TYPE_CHECKING:
     import torch
 
 KIND, REVISION = "classifier", "1"
-HUB = "hf-hub:"
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-ADAPTER = "adapter_config.json"  # where there is one, transformers merges the adapter beside it into the network
-PARTS = "*.safetensors.index.json"  # which of the weights are taken from which file, where there are several
 BATCH = 8  # rows of every call, padded: a score never depends on the pictures beside it
 LESS = "Leave the guard out (its `enabled = false`), or use a machine with more memory"
 INSTALL = "Install Clearance again: transformers and onnxruntime belong to it"
 LONGEST = 8  # times as long as wide: a longer picture is squeezed to this
 REMEMBERED = 64  # pictures whose scores are kept for the other guards around the same model
 SHOWN = 8  # labels in a message
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFiles:
-    """The files of a classifier, found without loading it.
-
-    Attributes:
-        folder: that they lie in. onnx: name of the ONNX file; empty for a folder of transformers.
-        digests: name → sha256 of every file that decides its scores.
-        labels: in the order of its logits.
-        several: several labels may be right at once (``problem_type`` is ``multi_label_classification``).
-    """
-
-    folder: Path
-    onnx: str
-    digests: Mapping[str, str]
-    labels: tuple[str, ...]
-    several: bool
-
-    @property
-    def digest(self) -> str:
-        """sha256 over names and digests of the files."""
-        return hashlib.sha256(json.dumps(dict(self.digests), sort_keys=True).encode()).hexdigest()
-
-
-def find_files(model: str, *, guard: str, revision: str = "", allow_download: bool = False) -> ModelFiles:
-    """The files of a classifier.
-
-    Args:
-        model: a folder, an ``.onnx`` file, or ``hf-hub:OWNER/NAME``.
-        guard: name of the guard, for messages.
-        revision, allow_download: for a model on the hub.
-
-    Raises:
-        GuardUnavailable: it is not there, or files are missing.
-        IntegrityError: its configuration cannot be read.
-    """
-    place = _from_hub(model, guard, revision, allow_download) if model.startswith(HUB) else Path(model)
-    where = f"guard {guard}: {model}"
-    folder, onnx = (place.parent, place.name) if place.suffix == ".onnx" else (place, "")
-    if not place.exists():
-        fix = "Name a folder of transformers, an .onnx file or hf-hub:OWNER/NAME; relative paths start from the run file"
-        raise GuardUnavailable("there is no such model", where=where, fix=fix)
-    if onnx:
-        try:
-            named = weight_files(place)
-        except (ModelError, OSError) as error:
-            fix = error.fix if isinstance(error, ModelError) else "Restore the file"
-            raise IntegrityError(error.what if isinstance(error, ModelError) else str(error), where=where, fix=fix) from None
-        weights = sorted({*(path for path in folder.glob(f"{escape(onnx)}*") if path.is_file()), *named})
-    else:
-        weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        fix = "Save it once with `model.save_pretrained(FOLDER)`; files that run code when they are read are not opened"
-        raise GuardUnavailable("holds no safetensors", where=where, fix=fix)
-    beside = "Put both beside the weights, as `save_pretrained` of model and image processor does"
-    digests = {
-        path.relative_to(folder).as_posix(): file_digest(path, guard=guard, fix=beside)
-        for path in [folder / CONFIG, folder / PROCESSOR, *folder.glob(ADAPTER), *folder.glob(PARTS), *weights]
-    }
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        names = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
-        labels = tuple(names[number] for number in range(len(names)))
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        what = f"{CONFIG} cannot be read, or its id2label does not number the labels from 0 ({type(error).__name__}: {error})"
-        raise IntegrityError(what, where=where, fix="Restore the file") from None
-    if not onnx:
-        _require_beside(folder, config, where)
-    if not labels:
-        raise GuardUnavailable(f"{CONFIG} names no labels", where=where, fix="Write id2label into it")
-    several = config.get("problem_type") == "multi_label_classification"
-    return ModelFiles(folder=folder, onnx=onnx, digests=digests, labels=labels, several=several)
-
-
-def _require_beside(folder: Path, config: dict[str, Any], where: str) -> None:
-    """Refuse weights that transformers would take from elsewhere than the folder itself: no digest is taken of those.
-
-    Raises:
-        IntegrityError: the configuration or an index of weights names such a file, or the index cannot be read.
-    """
-    named = {str(config["transformers_weights"])} if config.get("transformers_weights") else set[str]()
-    for index in sorted(folder.glob(PARTS)):
-        try:
-            named |= {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"{index.name} cannot be read ({type(error).__name__}: {error})"
-            raise IntegrityError(what, where=where, fix="Restore the file") from None
-    for name in sorted(named):
-        if Path(name).name != name or not name.endswith((".safetensors", PARTS[1:])):
-            fix = "Save it again with `model.save_pretrained(FOLDER)`, which puts all weights beside the configuration"
-            raise IntegrityError(f"names weights that are not safetensors in its own folder: {name!r}", where=where, fix=fix)
-
-
-def _from_hub(model: str, guard: str, revision: str, allow_download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    kinds = ["*.json", "*.safetensors"]
-    try:
-        found = snapshot_download(
-            model.removeprefix(HUB), revision=revision or None, local_files_only=not allow_download, allow_patterns=kinds
-        )
-        return Path(found)
-    except Exception as error:  # the hub's client has dozens of exceptions, and those of its connection
-        what = f"is not on this machine ({first_line(error)})"
-        raise GuardUnavailable(
-            what, where=f"guard {guard}: {model}", fix="Allow it (allow_download = true), or name a folder on this machine"
-        ) from None
 
 
 class Network:
@@ -158,7 +42,7 @@ class Network:
 
         ensure()
         where = f"guard {guard}: {files.folder}"
-        self.files, self.device = files, "cpu"
+        self.files, self.device, self._channels_last = files, "cpu", False
         self.calls = PaddedCalls(BATCH, f"guard {guard}", LESS)
         self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()
         transformers = import_package("transformers", guard=guard, install=INSTALL)
@@ -170,13 +54,14 @@ class Network:
                 )
                 self._load(transformers)
             self._squares = self._wants_squares()
-            count = self._logits([np.zeros((64, 64, 3), np.uint8)]).shape[1]
+            self.tried = self._logits(_TRIED)
         except (ConfigError, IntegrityError):
             raise
         except Exception as error:  # transformers, safetensors and ONNX Runtime have exceptions of their own
             belong = "Check that the folder is that of an image classifier, and that weights and configuration belong together"
             fix = advice(error) or belong
             raise IntegrityError(f"cannot be loaded ({first_line(error)})", where=where, fix=fix) from error
+        count = self.tried.shape[1]
         if count != len(files.labels):
             what = f"gives {count} numbers a picture, and its configuration names {len(files.labels)} labels"
             raise IntegrityError(what, where=where, fix="Put the configuration beside it that belongs to these weights")
@@ -213,10 +98,24 @@ class Network:
                 f"takes {len(entered)} inputs ({', '.join(one.name for one in entered)}), not pictures alone", where=path,
                 fix="Export the classifier with pixel_values as its one input",
             )  # fmt: skip
-        if isinstance(entered[0].shape[0], int):  # exported for calls of that many pictures alone
-            self.calls = PaddedCalls(entered[0].shape[0], self.calls.network, LESS)
-        outputs = self._session.get_outputs()
-        self._output = next((one.name for one in outputs if one.name == "logits"), outputs[0].name)
+        shape, kind = entered[0].shape, entered[0].type
+        if kind not in _FLOATS:
+            fix = "Export the classifier with float numbers as its input, as its preprocessor_config.json makes them"
+            raise ConfigError(f"takes {kind} as its input", where=path, fix=fix)
+        if isinstance(shape[0], int) and shape[0] > 0:  # exported for calls of that many pictures alone
+            self.calls = PaddedCalls(shape[0], self.calls.network, LESS)
+        self._float = _FLOATS[kind]
+        self._channels_last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3  # as Keras and TensorFlow have them
+        made = self._entered(_TRIED[0]).shape[:2] if self._channels_last else self._entered(_TRIED[0]).shape[1:]
+        takes = shape[1:3] if self._channels_last else shape[2:4]
+        if any(isinstance(side, int) and side != own for side, own in zip(takes, made, strict=False)):
+            sides = [" × ".join(map(str, some)) for some in (takes, made)]
+            fix = f"Write the size that it takes into {PROCESSOR}"
+            raise ConfigError(
+                f"takes pictures of {sides[0]} pixels, and {PROCESSOR} makes them {sides[1]}", where=path, fix=fix
+            )
+        outputs = [one.name for one in self._session.get_outputs()]
+        self._output = OUTPUT if OUTPUT in outputs else outputs[0]
 
     def to(self, device: str) -> None:
         """Run on that torch device from now on; an ONNX file where ONNX Runtime has CUDA, else on the CPU."""
@@ -257,8 +156,14 @@ class Network:
             entered = {row: self._entered(views[row]) for row in dict.fromkeys(rows)}  # padding repeats a row
             batch = np.stack([entered[row] for row in rows])
             if self.files.onnx:
-                (found,) = self._session.run([self._output], {self._session.get_inputs()[0].name: batch})
-                return torch.from_numpy(np.asarray(found, np.float32))
+                entering = {self._session.get_inputs()[0].name: batch.astype(self._float)}
+                (given,) = self._session.run([self._output], entering)
+                numbers = np.asarray(given, np.float32)
+                if numbers.shape[2:] != (1,) * (numbers.ndim - 2) or numbers.ndim < 2:
+                    what = f"its output {self._output!r} has the shape {numbers.shape}, and not one number a label"
+                    fix = f"Export the classifier with its numbers (pictures, labels) as the output {OUTPUT!r}"
+                    raise ConfigError(what, where=str(self.files.folder / self.files.onnx), fix=fix)
+                return torch.from_numpy(numbers.reshape(numbers.shape[:2]))
             out: torch.Tensor = self._network(pixel_values=torch.from_numpy(batch).to(self.device)).logits.float().cpu()
             return out
 
@@ -267,11 +172,12 @@ class Network:
         return found
 
     def _entered(self, picture: np.ndarray) -> np.ndarray:
-        """One picture as the model's own processor makes it ready, by itself: float32 (3, h, w)."""
+        """One picture as the model's own processor makes it ready, by itself: float32 (3, h, w), or (h, w, 3) where an ONNX
+        file wants channels last."""
         from PIL import Image
 
-        made = self._processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"]
-        return np.ascontiguousarray(np.asarray(made[0], np.float32))
+        made = np.asarray(self._processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"][0], np.float32)
+        return np.ascontiguousarray(made.transpose(1, 2, 0) if self._channels_last else made)
 
     def _wants_squares(self) -> bool:
         """Whether the processor cuts something off a picture that is not square, or gives it another shape."""
@@ -296,6 +202,8 @@ class Network:
         return [picture[:, at : at + short] if across else picture[at : at + short] for at in starts]
 
 
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # inputs of ONNX files
+_TRIED = [np.full((64, 64, 3), colour, np.uint8) for colour in ((0, 0, 0), (255, 255, 255), (230, 30, 20), (20, 90, 220))]
 _networks: dict[str, Network] = {}  # by digest: guards around one model share it
 
 
@@ -330,6 +238,7 @@ class ClassifierGuard:
             return Probe(version=f"transformers {importlib.metadata.version('transformers')}, onnxruntime {runtime}")
         files, name = _files(settings), f"{KIND}:{settings.name}"
         require_labels(settings.labels, files.labels, guard=name)
+        require_scores(settings.score, files, guard=name)
         return Probe(version=_version(files), weights=files.digests)
 
     @classmethod
@@ -342,9 +251,11 @@ class ClassifierGuard:
         self.threshold = float(settings.threshold)
         files = _files(settings)
         self._columns = require_labels(settings.labels, files.labels, guard=self.name)
-        self.several = files.several if settings.score == "auto" else settings.score == "sigmoid"
+        require_scores(settings.score, files, guard=self.name)
+        self.several = files.several(settings.score)
         self.version = _version(files)
         self.network = _network(files, self.name)
+        require_logits(self.network, several=self.several, guard=self.name)
 
     def to(self, device: str) -> None:
         """Run the network on that torch device from now on."""
@@ -363,7 +274,8 @@ class ClassifierGuard:
     def _finding(self, logits: np.ndarray) -> Finding:
         """The finding of a picture from the logits of its views (views, labels): the worst view counts."""
         with np.errstate(invalid="ignore"):  # what is not a number stays so, and makes no finding
-            each = probabilities(logits, several=self.several)[:, self._columns]  # (views, labels that count)
+            given = bool(self.network.files.ends_in)
+            each = (logits.astype(np.float64) if given else probabilities(logits, several=self.several))[:, self._columns]
         score = each.max() if self.several else each.sum(1).max()
         best = self.network.files.labels[self._columns[int(each.max(0).argmax())]]
         return Finding(
@@ -378,7 +290,9 @@ def _files(settings: Any) -> ModelFiles:
 
 
 def _version(files: ModelFiles) -> str:
-    return f"{REVISION}+{files.digest[:12]}"
+    """Scores of a file with a softmax in itself, and of one label, were others at first: softmax was taken of them again."""
+    revision = "2" if files.ends_in or len(files.labels) == 1 else REVISION
+    return f"{revision}+{files.digest[:12]}"
 
 
 def require_labels(wanted: Sequence[str], labels: Sequence[str], *, guard: str) -> list[int]:
@@ -395,6 +309,23 @@ def require_labels(wanted: Sequence[str], labels: Sequence[str], *, guard: str) 
             fix = f"Did you mean {by_case[near[0]]!r}? It has {listed}" if near else f"It has {listed}"
             raise ConfigError(f"its model has no label {label!r}", where=f"guard {guard}", fix=fix)
     return [number for number, label in enumerate(labels) if label in wanted]
+
+
+def require_logits(network: Network, *, several: bool, guard: str) -> None:
+    """Refuse an ONNX file that gives scores where logits are due, and does not show the function that made them.
+
+    Softmax of probabilities lies near 1 / labels whatever the picture is, and sigmoid of them above a half.
+
+    Raises:
+        ConfigError: on every picture that was tried the numbers are probabilities.
+    """
+    files, tried = network.files, network.tried.astype(np.float64)
+    if not files.onnx or files.ends_in or len(files.labels) < 2 or not (tried.min() >= 0 and tried.max() <= 1):
+        return
+    if several or np.allclose(tried.sum(1), 1, atol=1e-3):
+        what = f"{files.onnx} gives numbers from 0 to 1, which are scores already, and they would be taken for logits"
+        fix = "Export it with the logits as its output, or with a Softmax or Sigmoid as its last step, which is seen"
+        raise ConfigError(what, where=f"guard {guard}: {files.folder / files.onnx}", fix=fix)
 
 
 def probabilities(logits: np.ndarray, *, several: bool) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""The files beside an ONNX file that hold its weights: without them a digest of the network says nothing of its scores."""
+"""What an ONNX file says of itself, read without a package for it: the files beside it that hold its weights, without which a
+digest of the network says nothing of its scores; and whether it ends in a softmax or a sigmoid.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,9 @@ _LEADS = {
 _DEEPEST = 100  # messages within messages, as protobuf's own readers allow
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is stored
 _MOST_TAG = 2**32 - 1  # protobuf's readers drop what is beyond, and know the field by the rest
+_SHAPE_ONLY = frozenset(
+    {"Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+)  # their numbers are those of their input
 _FIX = "Export the network again, with its weights in it or in files beside it"
 
 
@@ -45,6 +50,46 @@ def weight_files(file: Path) -> list[Path]:
         if path.is_absolute() or ".." in path.parts or "\0" in name:
             raise ModelError(f"names weights outside its folder: {name!r}", where=str(file), fix=_FIX)
     return [file.parent / name for name in names]
+
+
+def ends_in(file: Path, wanted: str) -> tuple[str, str]:
+    """The output of an ONNX file that is called ``wanted``, or else its first; and the function that makes it: ``softmax``,
+    ``sigmoid``, or empty for any other. Names of exporters' own functions count: ``aten_softmax``.
+
+    Raises:
+        OSError, ValueError: the file cannot be read.
+    """
+    makes: dict[str, tuple[str, str]] = {}  # output → kind of node, its first input
+    outputs: list[str] = []
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+
+        def texts(start: int, stop: int) -> dict[int, list[str]]:
+            found: dict[int, list[str]] = {1: [], 2: [], 4: []}
+            for number, at, end in _fields(content, start, stop):
+                if number in found and end >= at:
+                    found[number].append(content[at:end].decode("utf-8", "replace"))
+            return found
+
+        for graph, start, stop in _fields(content, 0, len(content)):
+            if graph != 7 or stop < start:
+                continue
+            for number, at, end in _fields(content, start, stop):
+                if number == 1 and end >= at:
+                    node = texts(at, end)
+                    makes |= dict.fromkeys(node[2], ("".join(node[4]), (node[1] or [""])[0]))
+                elif number == 12 and end >= at:
+                    outputs += texts(at, end)[1][:1]
+    output = wanted if wanted in outputs else (outputs or [""])[0]
+    name, kind = output, ""
+    for _ in range(len(makes)):
+        kind, before = makes.get(name, ("", ""))
+        if kind not in _SHAPE_ONLY:
+            break
+        name = before
+    kind = kind.lower().replace("_", "")
+    if "logsoftmax" in kind:
+        return output, ""
+    return output, next((function for function in ("softmax", "sigmoid") if function in kind), "")
 
 
 @lru_cache(maxsize=64)

@@ -168,7 +168,8 @@ class ClassifierPolicy:
     score: Literal["auto", "softmax", "sigmoid"] = choice(
         "auto",
         "how logits become scores. softmax: one label is right, and the labels' probabilities are added; sigmoid: each is "
-        "right or not, and the highest counts; auto: as the model's `problem_type` says, softmax where it says nothing",
+        "right or not, and the highest counts; auto: as the model's `problem_type` or an ONNX file's last step says, sigmoid "
+        "for one label, else softmax",
     )
     threshold: float = number(0.5, 0, 1, TRIGGERED, above=True)
     action: Steered = choice("review", ACTION)

@@ -13,7 +13,8 @@ import pytest
 
 from guards import classifier
 from guards.base import Guard
-from guards.classifier import ClassifierGuard, find_files, probabilities
+from guards.classifier import ClassifierGuard, probabilities
+from guards.classifier_files import find_files
 from guards.conformance import check_guard
 from guards.registry import describe, open_guards, probe_guards
 from index.errors import ConfigError, GuardUnavailable, InputError, IntegrityError
@@ -25,7 +26,7 @@ from pipeline.policy import Policy, guard_tables
 from pipeline.settings import from_dict
 
 from .conftest import drawing
-from .onnx_files import write_cards, write_onnx
+from .onnx_files import HALF, UINT8, write_cards, write_onnx
 
 COLOURS = ["red", "green", "blue"]
 
@@ -192,6 +193,76 @@ def test_a_score_that_is_no_number_is_an_error(tmp_path: Path, several: bool) ->
     write_onnx(tmp_path, COLOURS, np.full((3, 3), np.nan), several=several)
     with pytest.raises(InputError, match="not a finite number"):
         ClassifierGuard(settings(tmp_path / "model.onnx")).check(THREE)
+
+
+@pytest.mark.parametrize("ending", [("Softmax",), ("Softmax", "Identity")])
+def test_a_softmax_in_the_file_is_not_taken_again(tmp_path: Path, ending: tuple[str, ...]) -> None:
+    """With seven labels a second one would make 0.3 of certainty: the guard would never find anything."""
+    labels = [*COLOURS, *"abcd"]
+    weight = np.concatenate([8 * np.eye(3), np.full((3, 4), -2.0)], axis=1)
+    bare = ClassifierGuard(settings(write_onnx(tmp_path / "bare", labels, weight)))
+    guard = ClassifierGuard(settings(write_onnx(tmp_path / "ends", labels, weight, ending=ending)))
+    assert scores(guard, THREE) == pytest.approx(scores(bare, THREE), abs=1e-6)
+    assert scores(guard, THREE)[0] > 0.9
+    assert (bare.version[:2], guard.version[:2]) == ("1+", "2+")
+
+
+def test_a_sigmoid_in_the_file_is_not_taken_again(tmp_path: Path) -> None:
+    """A second one would make more than a half of everything."""
+    bare = ClassifierGuard(settings(write_onnx(tmp_path / "bare", COLOURS, 4 * np.eye(3)), score="sigmoid"))
+    guard = ClassifierGuard(settings(write_onnx(tmp_path / "ends", COLOURS, 4 * np.eye(3), ending=("Sigmoid",))))
+    assert scores(guard, THREE) == pytest.approx(scores(bare, THREE), abs=1e-6)
+    assert max(scores(guard, THREE)[1:]) < 0.1
+
+
+@pytest.mark.parametrize(("ending", "score"), [(("Softmax", "Abs"), "softmax"), (("Sigmoid", "Abs"), "sigmoid")])
+def test_scores_that_the_file_does_not_show_are_refused(tmp_path: Path, ending: tuple[str, ...], score: str) -> None:
+    made = write_onnx(tmp_path, COLOURS, 4 * np.eye(3), ending=ending)
+    with pytest.raises(ConfigError, match="scores already"):
+        ClassifierGuard(settings(made, score=score))
+
+
+def test_one_label_is_right_or_not(tmp_path: Path) -> None:
+    made = write_onnx(tmp_path, ["red"], 4 * np.eye(3)[:, :1])
+    red, green, _ = scores(ClassifierGuard(settings(made)), THREE)
+    assert red > 0.9
+    assert green < 0.1
+    with pytest.raises(ConfigError, match="always 1"):
+        ClassifierGuard.probe(settings(made, score="softmax"))
+
+
+def test_a_regression_needs_the_policys_word(onnx: Path) -> None:
+    cards = onnx.parent / "config.json"
+    cards.write_text(json.dumps({**json.loads(cards.read_text()), "problem_type": "regression"}))
+    with pytest.raises(ConfigError, match="a regression"):
+        ClassifierGuard.probe(settings(onnx))
+    assert ClassifierGuard(settings(onnx, score="sigmoid")).several
+
+
+@pytest.mark.parametrize("changes", [{"channels_last": True}, {"channels_last": True, "side": "side"}, {"kind": HALF}])
+def test_channels_last_and_halves_enter_too(tmp_path: Path, onnx: Path, changes: dict[str, Any]) -> None:
+    guard = ClassifierGuard(settings(write_onnx(tmp_path / "other", COLOURS, 4 * np.eye(3), **changes)))
+    assert scores(guard, THREE) == pytest.approx(scores(ClassifierGuard(settings(onnx)), THREE), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"side": 48}, "48 × 48 pixels, and preprocessor_config.json makes them 32 × 32"),
+        ({"kind": UINT8}, r"takes tensor\(uint8\)"),
+        ({"pooled": False}, "not one number a label"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ClassifierGuard(settings(write_onnx(tmp_path, COLOURS, 4 * np.eye(3), **changes)))
+
+
+def test_a_configuration_without_labels_says_how_to_write_them(onnx: Path) -> None:
+    cards = onnx.parent / "config.json"
+    cards.write_text(json.dumps({"model_type": "vit", "num_labels": 3}))
+    with pytest.raises(GuardUnavailable, match=r'names no labels.*"id2label": {"0"'):
+        ClassifierGuard(settings(onnx))
 
 
 def test_probabilities_of_large_logits_are_finite() -> None:
