@@ -27,6 +27,7 @@ WIDTH = 160  # bytes of the file of a budget
 LONGEST_PAUSE = 30.0  # seconds between two tries, whatever the server asks for
 AGAIN = (408, 429, *range(500, 600))  # proxies before a server have numbers of their own: 520, 524, 529
 FORBIDDEN = (401, 403)
+ABSENT = (404, 405, 410)
 CONNECT_SECONDS = 10.0
 KEY = re.compile("[!-~]+")  # what a header can carry as one word
 
@@ -152,16 +153,26 @@ class Chat:
         """Ask the server for its models, which costs no tokens: before a run draws anything.
 
         Raises:
-            GuardUnavailable: it does not answer, refuses the key, or has no such model.
+            GuardUnavailable: it does not answer, refuses the key, has no such model, or takes no questions at that address.
         """
         try:
             status, body, _ = self._request("GET", "/models", None)
+            if status not in (200, *FORBIDDEN):  # no list: an empty question says whether questions are taken, at no cost
+                status = self._request("POST", "/chat/completions", {"model": self.server.model, "messages": []})[0]
         except Unanswered as reason:
             fix = "Start the server, or correct vision_language.address"
+            if "TLS" in str(reason):
+                fix = (
+                    "Correct vision_language.address; SSL_CERT_FILE of the environment names certificates of your own to trust"
+                )
             raise GuardUnavailable(f"the server does not answer ({reason})", where=self.where, fix=fix) from None
         if status in FORBIDDEN:
             fix = f"Put the right key into {self.server.key}" if self.server.key else "Name its variable: vision_language.key"
             raise GuardUnavailable(f"the server refuses the key (HTTP {status})", where=self.where, fix=fix)
+        if status >= 500 or 300 <= status < 400 or status in ABSENT:
+            fix = "Correct vision_language.address: what stands before /chat/completions, with most servers http://HOST:PORT/v1"
+            fix = "Wait until it has started, and look at its log" if status >= 500 else fix
+            raise GuardUnavailable(f"the server takes no questions there (HTTP {status})", where=self.where, fix=fix)
         try:
             names = [visible(str(one["id"]), lines=False) for one in json.loads(body)["data"]] if status == 200 else []
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -238,6 +249,8 @@ class Chat:
                 response.close()  # what is left of it must not be read as the next answer
                 raise
             response.release_conn()
+        except urllib3.exceptions.SSLError:
+            raise Unanswered("its certificate is not trusted, or it does not speak TLS there") from None
         except urllib3.exceptions.NewConnectionError:
             raise Unanswered("the connection failed: nobody answers there") from None
         except urllib3.exceptions.TimeoutError:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -25,9 +26,10 @@ from index.errors import ClearanceError
 from index.once import once
 from index.printable import visible
 
-KIND, REVISION = "question", "1"
+KIND, REVISION = "question", "2"
 UNANSWERED = "answer.missing"
 SURE = 0.5  # probability that yes and no must have together; below it the model said something else
+ENDS = ("stop", "length", "eos", "eos_token", "stop_sequence", "end_turn", "", None)  # of an answer that the model ended itself
 CHOICES = 20  # likeliest tokens that are asked for: the most that servers give
 REMEMBERED = 64  # pictures whose answers are kept: those of a look that failed are asked about once
 INSTALL = "Install Clearance again: urllib3 belongs to it"
@@ -198,12 +200,11 @@ def by_probability(answer: Mapping[str, Any]) -> Answer:
     """The probability of yes against no, from the likeliest first tokens.
 
     Raises:
-        Unanswered: there are no probabilities, or yes and no have hardly any.
+        Unanswered: there are no probabilities, or yes and no have hardly any; or the server stopped the model.
     """
-    if isinstance(answer, Mapping) and not answer.get("choices"):
-        raise Unanswered("the server gives no answer: its choices are empty")
+    choice = _choice(answer)
     try:
-        first = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        first = choice["logprobs"]["content"][0]["top_logprobs"]
         found = [(_word(one["token"]), _probability(float(one["logprob"]))) for one in first]
     except (LookupError, TypeError, ValueError):
         what = 'the server gives no probabilities of tokens; with answer = "json" it need not'
@@ -211,31 +212,51 @@ def by_probability(answer: Mapping[str, Any]) -> Answer:
     yes, no = (sum(p for word, p in found if word == wanted) for wanted in ("yes", "no"))
     if yes + no < SURE:
         raise Unanswered(f"the model says neither yes nor no (together {yes + no:.2f})")
-    return Answer(yes / (yes + no), str(answer.get("model", "")))
+    return Answer(yes / (yes + no), str(answer.get("model") or ""))
 
 
 def by_object(answer: Mapping[str, Any]) -> Answer:
     """The probability of yes from a JSON object with ``answer`` and ``confidence``.
 
     Raises:
-        Unanswered: it is cut off, is no such object, or says something twice.
+        Unanswered: it is cut off, is no such object, or says something twice; or the server stopped the model.
     """
+    choice = _choice(answer)
+    if choice.get("finish_reason") == "length":
+        raise Unanswered("the answer is cut off")
     try:
-        choice = answer["choices"][0]
-        if choice.get("finish_reason") == "length":
-            raise Unanswered("the answer is cut off")
         text = str(choice["message"]["content"]).strip()
         if text.startswith("```"):
-            text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
+            text = _FENCE.sub("", text).removesuffix("```")
         found = json.loads(text, object_pairs_hook=once)
         said, sure = found["answer"], found["confidence"]
+        said = said.strip().casefold() if isinstance(said, str) else said
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise Unanswered("the model's answer is no JSON object with answer and confidence") from None
     if said not in ("yes", "no") or isinstance(sure, bool) or not isinstance(sure, int | float) or not 0.5 <= sure <= 1:
         raise Unanswered("the model's answer is neither yes nor no with a confidence from 0.5 to 1")
-    return Answer(float(sure) if said == "yes" else 1 - float(sure), str(answer.get("model", "")))
+    return Answer(float(sure) if said == "yes" else 1 - float(sure), str(answer.get("model") or ""))
 
 
+def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first choice.
+
+    Raises:
+        Unanswered: there is none; or the server ended it, or refused: what stands in it is then no answer of the model.
+    """
+    choices = answer.get("choices") if isinstance(answer, Mapping) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise Unanswered("the server gives no answer: its choices are empty")
+    choice: dict[str, Any] = choices[0]
+    if (why := choice.get("finish_reason")) not in ENDS:  # content_filter, error, abort, tool_calls
+        raise Unanswered(f"the server ended the answer itself ({visible(str(why)[:40], lines=False)})")
+    message = choice.get("message")
+    if isinstance(message, dict) and message.get("refusal"):
+        raise Unanswered("the model refuses to answer")
+    return choice
+
+
+_FENCE = re.compile(r"^```(?:json)?", re.IGNORECASE)
 _WAYS: dict[str, tuple[dict[str, Any], Callable[[Mapping[str, Any]], Answer]]] = {
     "logprobs": ({"max_tokens": 1, "logprobs": True, "top_logprobs": CHOICES}, by_probability),
     "json": ({"max_tokens": 200, "response_format": {"type": "json_object"}}, by_object),

@@ -6,10 +6,12 @@ import base64
 import io
 import json
 import math
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ class ChatServer:
     Attributes:
         bodies: of the questions, in order. keys: what stood in the header of each.
         most: the most that were under way at one time.
-        listing: the body of the list of models; None: a list of ``models``.
+        listing: the body of the list of models; None: a list of ``models``. listed: its status.
         trickle: instead of an answer, the first bytes that questions are sent, and those that follow without an end.
         keeps_open: it does not end a connection after an answer.
         connections: how many there were.
@@ -65,6 +67,8 @@ class ChatServer:
     """
 
     listing: bytes | None = None
+    listed = 200
+    _scheme = "http"
     trickle: tuple[bytes, bytes] | None = None
 
     def __init__(self, way: Way = right, *, models: list[str] | None = None, key: str = "", keeps_open: bool = False) -> None:
@@ -81,7 +85,16 @@ class ChatServer:
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}/v1"
+
+    def speak_tls(self, certificate: Path, key: Path) -> None:
+        """From now on; both are files in PEM."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        # The handshake belongs into the request's own thread: one that fails ends no other.
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self._server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
+        self._scheme = "https"
 
     def __enter__(self) -> ChatServer:
         self._thread.start()
@@ -108,7 +121,7 @@ class ChatServer:
             def do_GET(self) -> None:
                 allowed = not outer.key or self.headers.get("Authorization") == f"Bearer {outer.key}"
                 listed = outer.listing or json.dumps({"data": [{"id": name} for name in outer.models]}).encode()
-                self._send(200 if allowed else 401, listed if allowed else b"bad key " + outer.key.encode(), {})
+                self._send(outer.listed if allowed else 401, listed if allowed else b"bad key " + outer.key.encode(), {})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

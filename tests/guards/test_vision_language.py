@@ -107,7 +107,7 @@ def test_a_large_picture_is_reduced(server: ChatServer) -> None:
 
 def test_the_version_names_model_and_rule(server: ChatServer) -> None:
     one, other = (QuestionGuard.probe(question(server, ask=ask)).version for ask in (ASK, ASK + " Really?"))
-    assert one.startswith(f"1+{MODEL}+")
+    assert one.startswith(f"2+{MODEL}+")
     assert one != other
 
 
@@ -242,8 +242,38 @@ def test_what_is_no_plain_answer_is_none(text: str) -> None:
         by_object(json.loads(reply(text)[1]))
 
 
-def test_a_fence_around_json_is_read() -> None:
-    assert by_object(json.loads(reply('```json\n{"answer": "no", "confidence": 0.9}\n```')[1])).yes == pytest.approx(0.1)
+@pytest.mark.parametrize(
+    "text", ['```json\n{"answer": "no", "confidence": 0.9}\n```', '```JSON\n{"answer": " No", "confidence": 0.9}```']
+)
+def test_a_fence_around_json_is_read(text: str) -> None:
+    assert by_object(json.loads(reply(text)[1])).yes == pytest.approx(0.1)
+
+
+SAID_NO = {"logprobs": tokens_of(no=0.9, yes=0.05), "json": reply('{"answer": "no", "confidence": 0.9}')}
+
+
+@pytest.mark.parametrize("answer", ["logprobs", "json"])
+@pytest.mark.parametrize("end", ["content_filter", "error", "abort", "tool_calls"])
+def test_an_answer_that_the_server_ended_is_none(server: ChatServer, answer: str, end: str) -> None:
+    """A filter of the server's own may have taken the answer away; what is left of it says nothing of the picture."""
+    said = json.loads(SAID_NO[answer][1])
+    said["choices"][0]["finish_reason"] = end
+    server.way = lambda body, number: (200, json.dumps(said).encode(), {})
+    assert why(guard(server, answer=answer)) == f"the server ended the answer itself ({end})"
+
+
+@pytest.mark.parametrize("answer", ["logprobs", "json"])
+def test_a_refusal_of_the_model_is_no_answer(server: ChatServer, answer: str) -> None:
+    said = json.loads(SAID_NO[answer][1])
+    said["choices"][0]["message"]["refusal"] = "I cannot help with that."
+    server.way = lambda body, number: (200, json.dumps(said).encode(), {})
+    assert why(guard(server, answer=answer)) == "the model refuses to answer"
+
+
+def test_a_server_that_names_no_model_is_no_other_model(server: ChatServer) -> None:
+    said = {**json.loads(SAID_NO["json"][1]), "model": None}
+    server.way = lambda body, number: (200, json.dumps(said).encode(), {})
+    assert "by" not in findings(guard(server, answer="json"))[0].detail.split()
 
 
 def test_a_model_that_says_something_else_gives_no_answer() -> None:
@@ -461,6 +491,50 @@ def test_a_server_that_does_not_answer_stops_the_run() -> None:
 def test_a_model_that_the_server_lacks_is_refused_with_the_nearest() -> None:
     with ChatServer(models=["tiny-vlm", "large"]) as server, pytest.raises(GuardUnavailable, match="Did you mean 'tiny-vlm'"):
         QuestionGuard.open(question(server))
+
+
+@pytest.mark.parametrize(
+    ("status", "fix"), [(404, "Correct vision_language.address"), (308, "Correct vision_language"), (503, "Wait until it has")]
+)
+def test_an_address_that_takes_no_questions_stops_the_run(server: ChatServer, status: int, fix: str) -> None:
+    """As one without its /v1: every picture would be held for a person."""
+    server.listed, server.way = status, lambda body, number: (status, b"", {})
+    with pytest.raises(GuardUnavailable, match=f"takes no questions there .HTTP {status}") as caught:
+        QuestionGuard.open(question(server))
+    assert fix in str(caught.value)
+
+
+def test_a_server_without_a_list_of_models_is_asked_nothing_that_costs(server: ChatServer) -> None:
+    server.listed, server.way = 404, lambda body, number: (400, b'{"error": "messages is empty"}', {})
+    QuestionGuard.open(question(server))
+    assert [body["messages"] for body in server.bodies] == [[]]
+
+
+def test_a_certificate_that_nobody_trusts_stops_the_run(server: ChatServer, tmp_path: Path) -> None:
+    server.speak_tls(*own_certificate(tmp_path))
+    with pytest.raises(GuardUnavailable, match=r"its certificate is not trusted.*SSL_CERT_FILE"):
+        QuestionGuard.open(question(server))
+    assert why(guard(server)).startswith("its certificate is not trusted")
+    assert server.bodies == []  # nothing was sent: no key, no picture
+
+
+def own_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate that signs itself, and its key."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(1))
+    pem = serialization.Encoding.PEM
+    (folder / "certificate.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
+    none = serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, none))
+    return folder / "certificate.pem", folder / "key.pem"
 
 
 def test_opening_asks_no_question(server: ChatServer) -> None:

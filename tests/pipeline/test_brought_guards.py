@@ -126,7 +126,7 @@ def findings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_the_dry_run_opens_them(ran: SimpleNamespace) -> None:
     assert ran.preflight.problems == []
     assert "classifier:colour 1+" in ran.preflight.opened["guards"]
-    assert f"question:red 1+{MODEL}+" in ran.preflight.opened["guards"]
+    assert f"question:red 2+{MODEL}+" in ran.preflight.opened["guards"]
 
 
 def test_every_request_ends_as_it_should(ran: SimpleNamespace) -> None:
@@ -179,7 +179,7 @@ def test_every_picture_has_findings_of_every_guard(ran: SimpleNamespace) -> None
 
 def test_rows_name_the_model_and_the_action(ran: SimpleNamespace) -> None:
     found = findings(ran.rows[PROMPTS[0]])["question.red"]
-    assert found["version"].startswith(f"1+{MODEL}+")
+    assert found["version"].startswith(f"2+{MODEL}+")
     assert found["action"] == "observe"
 
 
