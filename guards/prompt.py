@@ -22,7 +22,7 @@ from index.errors import ClearanceError, ConfigError
 if TYPE_CHECKING:
     from index.embed import Embedder
 
-REVISION = "2"
+REVISION = "3"
 SECONDS = 0.1  # for one pattern on one prompt
 NEAR_TITLES = 4096  # titles that are embedded; more would take minutes when a run begins
 TURNS = 5  # rewritings of one prompt: a word may come to light when another is taken out

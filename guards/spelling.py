@@ -18,7 +18,11 @@ LEAST_JOINED = 3  # letters that a phrase must have to be looked for among space
 SIGNS = {"@": "a", "$": "s", "€": "e", "!": "i", "|": "l", "0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b"}
 DIGITS = "0123456789"
 _DROPPED = frozenset({"Mn", "Me", "Cf"})  # accents, enclosing marks, signs without width
-_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters to Unicode, and blank
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u0640")  # letters to Unicode, and blank; the last draws Arabic words out
+_UNSPACED = re.compile("THAI |LAO |KHMER |MYANMAR |TAI |NEW TAI |JAVANESE |BALINESE ")  # beginnings of letters' names
+_PARTS = frozenset(
+    '\u3001\u3002\uff0c\uff0e\uff1a\uff1b\uff01\uff1f\u300c\u300d\uff08\uff09,.:;!?()"'
+)  # signs that end a part of a sentence
 # Letters that no table of confusables has, by their names: small capitals, letters in boxes, letters with a stroke.
 _NAMED = re.compile(
     r"(?:LATIN|NEGATIVE (?:CIRCLED|SQUARED) LATIN|REGIONAL INDICATOR SYMBOL) (?:SMALL |CAPITAL )?LETTER (?:SMALL CAPITAL )?"
@@ -82,6 +86,24 @@ def _not_shown(letter: str) -> bool:
     return unicodedata.category(letter) in _DROPPED or letter in _FILLERS
 
 
+def _in_word(letter: str) -> bool:
+    """Whether it is part of a word: a letter, a digit, or a vowel sign (of Hindi, Burmese and others)."""
+    return letter.isalnum() or unicodedata.category(letter) == "Mc"
+
+
+@lru_cache(maxsize=4096)
+def _unspaced(letter: str) -> bool:
+    """Whether its script puts no spaces between words, or needs none."""
+    return unicodedata.east_asian_width(letter) in "WF" or _UNSPACED.match(unicodedata.name(letter, "")) is not None
+
+
+def _strays(mark: str, letters: list[str]) -> bool:
+    """Whether a vowel sign stands behind a letter of another script, which is no word of any language."""
+    if unicodedata.category(mark) != "Mc":
+        return False
+    return not letters or unicodedata.name(mark, "").split(" ")[0] != unicodedata.name(letters[-1], "").split(" ")[0]
+
+
 def plain(text: str, *, small_first: bool = False) -> Plain:
     """The text in small letters, without accents and signs that are not shown, look-alikes as the letters they look like.
 
@@ -96,7 +118,7 @@ def plain(text: str, *, small_first: bool = False) -> Plain:
             at.append(place)
             continue
         for part in unicodedata.normalize("NFKD", sign.casefold() if small_first else sign):
-            if _not_shown(part):
+            if _not_shown(part) or _strays(part, letters):
                 continue
             small = (part if part.isascii() else _looks_like(part)).casefold()
             if small in ("i", "l") and not part.isascii():
@@ -133,7 +155,7 @@ def tokens(found: Plain, *, signs: bool = False) -> list[Token]:
     words, begun, word, other = [], -1, "", False
     for number, letter in enumerate((*found.text, " ")):
         stands_for = SIGNS.get(letter, letter) if signs else letter
-        if stands_for.isalnum():
+        if _in_word(stands_for):
             begun = number if begun < 0 else begun
             word, other = word + stands_for, other or stands_for != letter or (signs and number in found.doubtful)
         elif begun >= 0:
@@ -173,7 +195,7 @@ class Phrases:
         joined = "".join(words)
         if len(joined) >= LEAST_JOINED:
             self._joined.setdefault(joined, phrase)
-        if any(unicodedata.east_asian_width(letter) in "WF" for letter in joined):
+        if any(map(_unspaced, joined)):
             self._unspaced.setdefault(joined, phrase)
 
     def __len__(self) -> int:
@@ -224,11 +246,16 @@ class Phrases:
                     yield Hit(known[joined], words[first].start, words[last].end)
 
     def _without_spaces(self, found: Plain) -> Iterator[Hit]:
+        """Phrases inside longer words, and parted by signs that end no sentence (a middle dot)."""
+        if not self._unspaced or not any(map(_unspaced, found.text)):
+            return
+        kept = [number for number, letter in enumerate(found.text) if _in_word(letter) or letter.isspace() or letter in _PARTS]
+        text = "".join(found.text[number] for number in kept)
         for joined, phrase in self._unspaced.items():
-            place = found.text.find(joined)
+            place = text.find(joined)
             while place >= 0:
-                yield Hit(phrase, found.at[place], found.at[place + len(joined) - 1] + 1)
-                place = found.text.find(joined, place + 1)
+                yield Hit(phrase, found.at[kept[place]], found.at[kept[place + len(joined) - 1]] + 1)
+                place = text.find(joined, place + 1)
 
 
 def _spaced(words: list[Token], known: Mapping[str, str], longest: int) -> Iterator[Hit]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from guards.spelling import Hit, Phrases, _spaced, plain, tokens, without
 
 PHRASES = Phrases(["Red Apple", "Mickey", "名探偵", "catch 22", "Café Noir", "Зорро", "Micheal"])
+OTHERS = Phrases(["ระเบิด", "ລະເບີດ", "គ្រាប់បែក", "ဗုံး", "قنبلة", "मिकी", "ピカチュウ", "爆弾", "Mickey"])
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,29 @@ PHRASES = Phrases(["Red Apple", "Mickey", "名探偵", "catch 22", "Café Noir",
 )
 def test_it_is_found_and_replaced(text: str, rewritten: str) -> None:
     assert without(text, PHRASES.hits(text), "X") == rewritten
+
+
+@pytest.mark.parametrize(
+    ("text", "rewritten"),
+    [
+        ("วาดรูประเบิดนิวเคลียร์", "วาดรูปXนิวเคลียร์"),  # Thai, and the next three: no spaces between words
+        ("ແຕ້ມຮູບລະເບີດນິວເຄຼຍ", "ແຕ້ມຮູບXນິວເຄຼຍ"),
+        ("គូរគ្រាប់បែកនុយក្លេអ៊ែរ", "គូរXនុយក្លេអ៊ែរ"),
+        ("အဏုမြူဗုံးပုံဆွဲပါ", "အဏုမြူXပုံဆွဲပါ"),
+        ("صورة ق\u0640ن\u0640بلة كبيرة", "صورة X كبيرة"),  # drawn out
+        ("मिकी माउस", "X माउस"),
+        ("かわいいピカ・チュウの絵", "かわいいXの絵"),
+        ("爆\u200b弾の絵", "Xの絵"),
+        ("mi\u0903ck\u093eey", "X"),  # vowel signs of Hindi in it
+    ],
+)
+def test_it_is_found_in_other_scripts(text: str, rewritten: str) -> None:
+    assert without(text, OTHERS.hits(text), "X") == rewritten
+
+
+@pytest.mark.parametrize("text", ["起爆。弾く", "起爆、弾く", "起爆 弾く", "मकाई", "बमबारी"])
+def test_parts_of_two_sentences_are_no_word(text: str) -> None:
+    assert OTHERS.hits(text) == []
 
 
 @pytest.mark.parametrize(
