@@ -28,6 +28,7 @@ from index.printable import visible
 
 KIND, REVISION = "question", "2"
 UNANSWERED = "answer.missing"
+BY = ", by "  # in a finding's detail, before the name of another model than was asked
 SURE = 0.5  # probability that yes and no must have together; below it the model said something else
 ENDS = ("stop", "length", "eos", "eos_token", "stop_sequence", "end_turn", "", None)  # of an answer that the model ended itself
 CHOICES = 20  # likeliest tokens that are asked for: the most that servers give
@@ -177,9 +178,13 @@ class QuestionGuard:
 
     def _detail(self, answer: Answer) -> str:
         said = f"{'yes' if answer.yes >= 0.5 else 'no'}, probability of yes {answer.yes:.3f}"
-        return said + (
-            f", by {visible(answer.model[:80], lines=False)}" if answer.model not in ("", self.settings.server.model) else ""
-        )
+        other = answer.model not in ("", self.settings.server.model)
+        return said + (f"{BY}{visible(answer.model[:80], lines=False)}" if other else "")
+
+
+def other_model(guard: str, detail: str) -> str:
+    """The model that answered in place of the one that was asked, from a finding of a row; empty where none did."""
+    return detail.partition(BY)[2] if guard.startswith(f"{KIND}:") else ""
 
 
 def picture_file(picture: np.ndarray, side: int) -> bytes:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pipeline.copy_check import CopyCheck
 
 LABELS = {
-    "warning": "WARNING", "observed": "let through", "asked": "asked for", "copies": "copies", "nearest": "nearest",
-    "check": "copy check", "measured_on": "measured on",
+    "warning": "WARNING", "observed": "let through", "asked": "asked for", "questions": "questions", "copies": "copies",
+    "nearest": "nearest", "check": "copy check", "measured_on": "measured on",
 }  # fmt: skip
 
 

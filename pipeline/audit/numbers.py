@@ -42,6 +42,7 @@ from typing import Any, Protocol
 
 from guards.base import is_copy
 from guards.copies import AS_IT_IS, HARMLESS, NOTHING_NEAR
+from guards.vision_language import UNANSWERED, other_model
 from index.errors import ClearanceError, IntegrityError
 from index.rate import wilson
 from pipeline.audit.requests import VERIFY, Row, ended_requests
@@ -75,6 +76,8 @@ class Counts:
         would_be_flagged: accepted pictures on which a guard triggered, but for marks that the prompt asks for and words of the
             prompt that the policy replaced. observed_by: the same by guard.
         asked: accepted pictures with a mark that the prompt asks for and the policy keeps.
+        unanswered: requests whose last picture a question was asked about, and not answered. other_models: those of which a
+            question was answered by another model than was asked, by the name that it gave.
         by_embedder, after_second_look: the nearest accepted similarity; None without accepted pictures or references in force.
         copy_threshold: the lowest in force, should rows differ; None where nothing was compared.
         evals, evals_accepted, device_seconds: what all attempts cost; what the accepted pictures cost.
@@ -100,6 +103,8 @@ class Counts:
     would_be_flagged: int = 0
     observed_by: Counter[str] = field(default_factory=Counter)
     asked: int = 0
+    unanswered: int = 0
+    other_models: Counter[str] = field(default_factory=Counter)
     by_embedder: float | None = None
     after_second_look: float | None = None
     copy_threshold: float | None = None
@@ -132,6 +137,9 @@ class Counts:
         self.device_seconds += sample["device_seconds"]
         self.started = min(sample["started_at"], self.started or sample["started_at"])
         self.finished = max(sample["finished_at"], self.finished or sample["finished_at"])
+        self.unanswered += any(finding["category"] == UNANSWERED for finding in triggered(sample["findings"]))
+        answered = {other_model(str(finding["guard"]), str(finding.get("detail") or "")) for finding in sample["findings"]}
+        self.other_models.update(answered - {""})
         if attempts:
             self._first(attempts, outcome)
         if looked_at_for_copies(sample["findings"]):

@@ -13,7 +13,8 @@ def sentences(counts: Counts, check: CopyCheck | None) -> dict[str, str]:
     """The sentences beside the counts, by topic; a topic without a sentence is left out.
 
     ``warning``: the check misses too much. ``observed``: what a policy that only observes let through. ``asked``: marks
-    that were kept because the prompt asks for them. ``copies``: how many
+    that were kept because the prompt asks for them. ``questions``: those to a vision-language model that were not answered, or
+    by another model than was asked. ``copies``: how many
     accepted pictures are too near, and how many the second look cleared. ``nearest``: how near the nearest came, by either
     look. ``check``: the recall of the check, which stands beside every count of copies. ``measured_on``: what it was measured
     on.
@@ -22,6 +23,7 @@ def sentences(counts: Counts, check: CopyCheck | None) -> dict[str, str]:
         "warning": check.warning if check is not None else "",
         "observed": _observed(counts),
         "asked": _asked(counts),
+        "questions": _questions(counts),
         "copies": _copies(counts),
     }
     if counts.looked or check is not None:
@@ -69,6 +71,17 @@ def _asked(counts: Counts) -> str:
         return ""
     shown = "shows a mark that its prompt asks" if counts.asked == 1 else "show a mark that their prompt asks"
     return f"{counts.asked} of {counts.accepted} accepted pictures {shown} for; the policy keeps such marks (table asked)."
+
+
+def _questions(counts: Counts) -> str:
+    found = []
+    if counts.unanswered:
+        last = "1 request has" if counts.unanswered == 1 else f"{counts.unanswered} requests have"
+        found.append(f"{last} a last picture about which a question was not answered; the finding answer.missing says why.")
+    for model, count in sorted(counts.other_models.items()):
+        about = "1 picture" if count == 1 else f"{count} pictures"
+        found.append(f"Questions about {about} were answered by {model!r}, which is not the model that the policy names.")
+    return " ".join(found)
 
 
 def _observed(counts: Counts) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from guards.chat import BUDGET_FILE
+from guards.vision_language import UNANSWERED
 from jobs.by import By
 from jobs.export.write import export_run
 from jobs.report import ReferencePictures, report_run
@@ -30,6 +31,8 @@ from jobs.show import page_of, show_request
 from pipeline.audit.erase import PROMPT
 from pipeline.audit.events import append_event
 from pipeline.audit.ledger import attempt_rows, sample_rows
+from pipeline.audit.numbers import Counts
+from pipeline.audit.summary import sentences
 from pipeline.audit.verifier import clearance_verify
 from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
 from pipeline.decide import decide
@@ -420,3 +423,18 @@ def test_what_is_drawn_because_a_caption_was_lost_is_not_measured_by_the_loss(lo
     runtime = Some(faithfulness=guard, policy=Some(faithfulness=Some(of="all")), adapters=Some(plain=str))
     (found,) = _faithfulness(runtime, request, Some(embedding=near(0.1)))  # type: ignore[arg-type]
     assert found.triggered is lost and ("usual" in found.detail) is lost
+
+
+def test_what_a_question_did_not_find_out_stands_beside_the_counts(ran: SimpleNamespace) -> None:
+    """No answer, or one of another model than the policy names: who reads the counts sees it."""
+    row = ran.rows[PROMPTS[0]]
+    (asked, missing) = (findings(row)[category] for category in ("question.red", UNANSWERED))
+    others = [finding for finding in row["findings"] if finding not in (asked, missing)]
+    counts = Counts()
+    counts.add(row, [])
+    assert "questions" not in sentences(counts, None)
+    counts.add({**row, "findings": [*others, asked, {**missing, "triggered": True}]}, [])
+    counts.add({**row, "findings": [*others, missing, {**asked, "detail": "no, probability of yes 0.1, by other-vl"}]}, [])
+    said = sentences(counts, None)["questions"]
+    assert said.startswith("1 request has a last picture about which a question was not answered")
+    assert "Questions about 1 picture were answered by 'other-vl'" in said
