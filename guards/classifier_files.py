@@ -18,6 +18,7 @@ from index.padding import first_line
 HUB = "hf-hub:"
 OUTPUT = "logits"  # of an ONNX file, where it has several
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+OF_SEVERAL = "processor_config.json"  # where it holds an image processor, transformers reads that and not the file above
 ADAPTER = "adapter_config.json"  # where there is one, transformers merges the adapter beside it into the network
 PARTS = "*.safetensors.index.json"  # which of the weights are taken from which file, where there are several
 
@@ -88,9 +89,12 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
         fix = "Save it once with `model.save_pretrained(FOLDER)`; files that run code when they are read are not opened"
         raise GuardUnavailable("holds no safetensors", where=where, fix=fix)
     beside = "Put both beside the weights, as `save_pretrained` of model and image processor does"
+    processors = [folder / OF_SEVERAL] if (folder / OF_SEVERAL).is_file() else []
+    if (folder / PROCESSOR).is_file() or not processors:
+        processors.append(folder / PROCESSOR)
     digests = {
         path.relative_to(folder).as_posix(): file_digest(path, guard=guard, fix=beside)
-        for path in [folder / CONFIG, folder / PROCESSOR, *folder.glob(ADAPTER), *folder.glob(PARTS), *weights]
+        for path in [folder / CONFIG, *processors, *folder.glob(PARTS), *folder.glob(ADAPTER), *weights]
     }
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

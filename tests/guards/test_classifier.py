@@ -383,6 +383,31 @@ def test_the_version_names_the_files(onnx: Path) -> None:
     assert ClassifierGuard.probe(settings(onnx)).version != before
 
 
+def test_the_digest_follows_whatever_prepares_the_pictures(vit: Path, tmp_path: Path) -> None:
+    """transformers reads the image processor of processor_config.json first, where there is one."""
+    folder = Path(shutil.copytree(vit, tmp_path / "copy"))
+    before = ClassifierGuard(settings(folder))
+    prepared = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": {**prepared, "image_mean": [0.9, 0.1, 0.1]}}))
+    after = ClassifierGuard(settings(folder))
+    assert scores(after, THREE) != scores(before, THREE)
+    assert after.version != before.version
+    (folder / "preprocessor_config.json").unlink()
+    assert scores(ClassifierGuard(settings(folder)), THREE) == scores(after, THREE)
+
+
+def test_the_digest_follows_the_list_of_shards(vit: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    AutoModelForImageClassification.from_pretrained(vit).save_pretrained(tmp_path, max_shard_size="5KB")
+    processor(tmp_path)
+    guard = ClassifierGuard(settings(tmp_path))
+    assert scores(guard, THREE) == pytest.approx(scores(ClassifierGuard(settings(vit)), THREE), abs=1e-6)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()), indent=1))
+    assert ClassifierGuard.probe(settings(tmp_path)).version != guard.version
+
+
 def test_probing_loads_nothing(onnx: Path) -> None:
     before = dict(classifier._networks)
     probe = ClassifierGuard.probe(settings(onnx))
