@@ -325,7 +325,9 @@ class FaithfulnessPolicy:
     """Whether a picture still shows what was asked. See [Faithfulness](#faithfulness)."""
 
     enabled: bool = flag(False, "compare pictures with their prompts, by the embedder of the index")
-    of: Literal["steered", "all"] = choice("steered", "which pictures are held against it: those that were steered, or all")
+    of: Literal["steered", "all"] = choice(
+        "steered", "which pictures are held against it: those that were steered or pushed by mates, or all"
+    )
     threshold: float = number(
         0.5, 0, 1,
         "score from which the prompt counts as lost. 0: the picture is as near to it as is usual; 1: as near as any other is",

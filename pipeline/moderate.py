@@ -206,7 +206,7 @@ class Moderation:
 def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest, study: Study) -> Decision:
     """Decide about a checked picture and record its attempt."""
     another, catches = affordable(runtime, open_request, trajectory), tuple(open_request.catches)
-    findings = (*open_request.prompt_findings, *study.findings, *_faithfulness(runtime, open_request, study))
+    findings = (*open_request.prompt_findings, *study.findings, *_faithfulness(runtime, open_request, study, trajectory))
     asked = open_request.asked
     decision = decide(findings, open_request.rungs, runtime.policy, open_request.marked, another=another, asked=asked)
     open_request.attempts.append(
@@ -228,13 +228,14 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
     return decision
 
 
-def _faithfulness(runtime: Runtime, open_request: OpenRequest, study: Study) -> list[Finding]:
-    """Whether the picture still shows what was asked, where the policy wants to know."""
-    guard = runtime.faithfulness
-    if guard is None or not (open_request.steered or runtime.policy.faithfulness.of == "all"):
+def _faithfulness(runtime: Runtime, open_request: OpenRequest, study: Study, drawn: Trajectory) -> list[Finding]:
+    """Whether the picture still shows what was asked, where the policy wants to know. Mates of a group push it as well."""
+    guard, pushed = runtime.faithfulness, open_request.steered or drawn.group is not None
+    if guard is None or not (pushed or runtime.policy.faithfulness.of == "all"):
         return []
     first = open_request.attempts[0] if open_request.attempts else None
-    unsteered = first.embedding if first is not None and first.intervention is None and not _lost(first) else None
+    untouched = first is not None and first.intervention is None and not first.group and not _lost(first)
+    unsteered = first.embedding if first is not None and untouched else None
     return [guard.check(runtime.adapters.plain(open_request.prompt), study.embedding, unsteered)]
 
 

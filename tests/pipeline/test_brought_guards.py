@@ -374,8 +374,8 @@ class Texts:
         return np.ones((len(captions), 4), np.float32) / 2
 
 
-def looked_at(tiny_sd: Path, of: str, *, shown: float) -> list[list[str]]:
-    """Categories of the guard's triggered findings, by attempt, of a request whose first picture is a copy."""
+def looked_at(tiny_sd: Path, of: str, *, shown: float, mates: int = 0) -> list[list[str]]:
+    """Categories of the guard's findings, by attempt, of a request whose first picture is a copy; ``mates``: of its group."""
     from dataclasses import replace
 
     from guards.faithfulness import FaithfulnessGuard, UsualRange
@@ -389,13 +389,20 @@ def looked_at(tiny_sd: Path, of: str, *, shown: float) -> list[list[str]]:
     made = runtime(load_model(ModelConfig(path=str(tiny_sd), dtype="float32")), copies, policy=policy)
     made.faithfulness = FaithfulnessGuard(UsualRange(shown=shown, other=shown - 0.1), Texts())  # type: ignore[arg-type]
     loop = Moderation(made)
-    loop.submit(Request(row_no=0, key="0", prompt="a red apple", seed=1))
+    group = {"group": "0-1", "group_size": 1 + mates} if mates else {}
+    for n in range(1 + mates):
+        loop.submit(Request(row_no=n, key=str(n), prompt="a red apple", seed=1 + n, member=n, **group))  # type: ignore[arg-type]
     samples = [sample for _ in range(40) if loop.busy for sample in loop.step()]
-    return [[f.category for f in attempt.findings if f.guard == "faithfulness"] for attempt in samples[0].attempts]
+    steered = max(samples, key=lambda sample: len(sample.attempts))
+    return [[f.category for f in attempt.findings if f.guard == "faithfulness"] for attempt in steered.attempts]
 
 
 def test_steered_pictures_are_held_against_their_prompt(tiny_sd: Path) -> None:
     assert looked_at(tiny_sd, "steered", shown=0.9) == [[], ["caption.lost"]]
+
+
+def test_pictures_of_a_group_are_too_because_their_mates_push_them(tiny_sd: Path) -> None:
+    assert looked_at(tiny_sd, "steered", shown=0.9, mates=1) == [["caption.lost"], ["caption.lost"]]
 
 
 def test_all_pictures_may_be(tiny_sd: Path) -> None:
@@ -417,12 +424,15 @@ def test_what_is_drawn_because_a_caption_was_lost_is_not_measured_by_the_loss(lo
         return (cosine * np.ones(4) / 2 + np.sqrt(1 - cosine**2) * np.array([1, -1, 0, 0]) / np.sqrt(2)).astype(np.float32)
 
     guard = FaithfulnessGuard(UsualRange(shown=0.5, other=0.0), Texts(), threshold=0.4 if lost else 0.95)  # type: ignore[arg-type]
-    first = Some(embedding=near(0.1), intervention=None, findings=[guard.check("owl", near(0.1))])
+    first = Some(embedding=near(0.1), intervention=None, findings=[guard.check("owl", near(0.1))], group="")
     assert first.findings[0].triggered is lost
     request = Some(attempts=[first], intervention=Intervention(kind="reseed"), steered=False, prompt="owl")
     runtime = Some(faithfulness=guard, policy=Some(faithfulness=Some(of="all")), adapters=Some(plain=str))
-    (found,) = _faithfulness(runtime, request, Some(embedding=near(0.1)))  # type: ignore[arg-type]
+    (found,) = _faithfulness(runtime, request, Some(embedding=near(0.1)), Some(group=None))  # type: ignore[arg-type]
     assert found.triggered is lost and ("usual" in found.detail) is lost
+    first.group = "owl#1-2"  # its mates pushed it: no bar for others
+    (found,) = _faithfulness(runtime, request, Some(embedding=near(0.1)), Some(group=None))  # type: ignore[arg-type]
+    assert "usual" in found.detail
 
 
 def test_what_a_question_did_not_find_out_stands_beside_the_counts(ran: SimpleNamespace) -> None:
