@@ -96,7 +96,7 @@ class Descriptor:
     Every picture is a call of its own, of one row, so that a score does not depend on what else is looked at.
 
     Args:
-        file: the network, TorchScript or ONNX: float32 (1, 3, size, size) → float (1, D).
+        file: the network, TorchScript or ONNX: float32, or float16, (1, 3, size, size) → float (1, D).
         device: torch device of a TorchScript file; ONNX runs on the processor.
 
     Raises:
@@ -146,7 +146,7 @@ def _torchscript(file: Path, device: str) -> Callable[[np.ndarray], Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch recommends torch.export; the published files are these
-            network = torch.jit.load(str(file), map_location=device).eval()
+            network = torch.jit.load(str(file), map_location=device).eval().float()  # float16 ones are published, too
     except Exception as error:
         raise _unfit(file, error) from None
 
@@ -168,8 +168,9 @@ def _onnx(file: Path) -> Callable[[np.ndarray], Any]:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise _unfit(file, error) from None
-    name = session.get_inputs()[0].name
-    return lambda entered: session.run(None, {name: entered})[0]
+    first = session.get_inputs()[0]
+    number = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(first.type, np.float32)
+    return lambda entered: session.run(None, {first.name: entered.astype(number)})[0]
 
 
 def _first(output: Any) -> Any:

@@ -116,12 +116,13 @@ def _field(number: int, content: bytes | int) -> bytes:
     return _number(number << 3 | 2) + _number(len(content)) + content
 
 
-def onnx(path: Path) -> Path:
-    """A descriptor as ONNX, written by hand (onnx.proto): one node, Flatten, so that the vector is the picture itself."""
+def onnx(path: Path, kind: int = 1) -> Path:
+    """A descriptor as ONNX, written by hand (onnx.proto): one node, Flatten, so that the vector is the picture itself.
+    ``kind``: of its numbers; 1 is float32, 10 float16."""
 
     def value(name: bytes, *sizes: int) -> bytes:
         shape = b"".join(_field(1, _field(1, size)) for size in sizes)
-        return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, shape)))
+        return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, shape)))
 
     node = _field(1, b"x") + _field(2, b"y") + _field(4, b"Flatten")
     graph = _field(1, node) + _field(2, b"g") + _field(11, value(b"x", 1, 3, 8, 8)) + _field(12, value(b"y", 1, 192))
@@ -144,6 +145,33 @@ def test_onnx_scores_are_those_of_the_arithmetic(tmp_path: Path) -> None:
     one, two, other = (x.astype(np.float64).ravel() / 127.5 - 1 for x in (a, b, b[:, ::-1]))
     wanted = max(one @ side / np.linalg.norm(one) / np.linalg.norm(side) for side in (two, other))
     assert look(a, b) == pytest.approx(max(0.0, wanted), abs=1e-6)
+
+
+def test_a_descriptor_of_half_precision_looks_as_well(tmp_path: Path) -> None:
+    import torch
+
+    a, b = drawing(1, 8), drawing(2, 8)
+    whole, half = Descriptor(onnx(tmp_path / "whole.onnx")), Descriptor(onnx(tmp_path / "half.onnx", kind=10))
+    assert half(a, b) == pytest.approx(whole(a, b), abs=2e-3)
+
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = torch.nn.Linear(192, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mix(x.flatten(1))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    network, looks = Mixed(), []
+    for name, like in (("whole.pt", torch.float32), ("half.pt", torch.float16)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            made = torch.jit.trace(network.to(like), torch.zeros(1, 3, 8, 8, dtype=like))  # type: ignore[no-untyped-call]
+            torch.jit.save(made, str(tmp_path / name))  # type: ignore[no-untyped-call]
+        (tmp_path / name).with_suffix(".json").write_text('{"size": 8}')
+        looks.append(Descriptor(tmp_path / name))
+    assert looks[1](a, b) == pytest.approx(looks[0](a, b), abs=2e-3)
 
 
 def test_a_descriptors_id_follows_file_and_entering(tmp_path: Path) -> None:
