@@ -28,6 +28,7 @@ LONGEST_PAUSE = 30.0  # seconds between two tries, whatever the server asks for
 AGAIN = (408, 429, *range(500, 600))  # proxies before a server have numbers of their own: 520, 524, 529
 FORBIDDEN = (401, 403)
 ABSENT = (404, 405, 410)
+LOST = 4  # questions in a row to which nothing came back; the next ones are tried once, until something does
 CONNECT_SECONDS = 10.0
 KEY = re.compile("[!-~]+")  # what a header can carry as one word
 
@@ -122,6 +123,7 @@ class Chat:
         most = Spent(calls=server.most_calls, seconds=server.most_seconds, tokens=server.most_tokens)
         self.budget = Budget(most, shared_file())
         self._pool: Any = None
+        self._lost = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}
@@ -184,16 +186,19 @@ class Chat:
     def ask(self, messages: list[dict[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer to a conversation, as plain data.
 
+        A server that is gone is not asked again and again about every picture: a run would wait for it for days.
+
         Raises:
             Unanswered: a time-out, a refusal, a broken connection, something else than JSON; or the budget is spent.
         """
         body = {"model": self.server.model, "messages": messages, "temperature": 0, "seed": 0, "stream": False, **more}
-        reason = ""
-        for number in range(self.server.retries + 1):
+        reason, heard, tries = "", False, 1 if self._lost >= LOST else self.server.retries + 1
+        for number in range(tries):
             self.budget.begin()
             began, tokens, wait = time.monotonic(), 0, min(LONGEST_PAUSE, 0.5 * 2**number)
             try:
                 status, raw, asked = self._request("POST", "/chat/completions", body)
+                heard, self._lost = True, 0
                 if status == 200:
                     answer = _object(raw)
                     tokens = _tokens(answer)
@@ -205,8 +210,10 @@ class Chat:
                 reason = str(error)
             finally:
                 self.budget.end(time.monotonic() - began, tokens)
-            if number < self.server.retries:
+            if number + 1 < tries:
                 self._pause(wait)
+        if not heard:
+            self._lost += 1
         raise Unanswered(reason)
 
     def _request(self, method: str, path: str, body: Any) -> tuple[int, bytes, float | None]:

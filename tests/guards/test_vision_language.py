@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from guards.base import Finding
-from guards.chat import BUDGET_FILE, WIDTH, Budget, Chat, Spent, Unanswered
+from guards.chat import BUDGET_FILE, LOST, WIDTH, Budget, Chat, Spent, Unanswered
 from guards.conformance import check_guard
 from guards.registry import describe, open_guards
 from guards.vision_language import UNANSWERED, AnswerMissing, QuestionGuard, by_object, by_probability
@@ -188,6 +188,27 @@ def test_a_refusal_is_not_asked_again(server: ChatServer) -> None:
     server.way = lambda body, number: reply("too large", status=413)
     assert why(guard(server, retries=3)) == "HTTP 413"
     assert len(server.bodies) == 1
+
+
+def test_a_server_that_is_gone_is_asked_once_a_picture_until_it_answers(server: ChatServer) -> None:
+    """Else a run would wait for three time-outs at every picture that is left."""
+    pauses: list[float] = []
+    made = guard(server, retries=2)
+    made.chat = Chat(made.settings.server, "question:red", pause=pauses.append)
+    gone = Unanswered("no answer within 5 s")
+
+    def nobody(*_: object) -> Any:
+        raise gone
+
+    there, made.chat._request = made.chat._request, nobody  # type: ignore[method-assign]
+    for shade in range(6):
+        assert why(made, np.full((8, 8, 3), shade, np.uint8)) == str(gone)
+    assert len(pauses) == 2 * LOST  # of the first four; the others were tried once
+    made.chat._request = there  # type: ignore[method-assign]
+    assert findings(made)[0].triggered
+    made.chat._request = nobody  # type: ignore[method-assign]
+    assert why(made, BLUE) == str(gone)
+    assert len(pauses) == 2 * LOST + 2
 
 
 def test_a_redirect_is_not_followed(server: ChatServer) -> None:
