@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from guards.conformance import check_guard
 from guards.copies import CopiesGuard
 from index.calibrate import OperatingPoint
-from index.colours import turn_hues
+from index.colours import in_hues, turn_hues
 from index.errors import IndexMismatch
 from index.reference import Match
 from index.undone import WINDOWS
@@ -308,12 +309,20 @@ def test_pictures_and_their_colours_share_calls_in_the_embedders_size() -> None:
     assert embedder.seen == [(3 * 11, 16, 16, 3)], "what is known is not embedded again"
 
 
-def test_hues_of_a_large_picture_are_turned_once_it_is_small() -> None:
+def test_hues_of_a_large_picture_are_turned_once_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned: list[tuple[int, ...]] = []
+
+    def seen(picture: np.ndarray, shares: Iterable[float]) -> Iterator[np.ndarray]:
+        turned.append(picture.shape)
+        return in_hues(picture, shares)
+
+    monkeypatch.setattr("guards.copies.in_hues", seen)
     works = [(work(name), coloured()) for name in ("apple", "pear", "plum")]
     large = np.kron(turn_hues(works[1][1], 2 / 3), np.ones((8, 8, 1), np.uint8))
     copies = CopiesGuard(TinyIndex(works), Fitting(), point=OperatingPoint(threshold=0.95), hues=12, confirm=lambda *_: 0.9)  # type: ignore[arg-type]
     (found,) = copies.examine(large[None])
     assert found.findings[-1].triggered and found.findings[-1].ref_id == "pear"
+    assert large.shape[0] > 16 and turned[0] == (16, 16, 3)
 
 
 def noise(seed: int) -> np.ndarray:
