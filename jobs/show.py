@@ -89,15 +89,15 @@ def _not_found(folder: Path, key: str, keys: Mapping[str, str], count: int) -> I
 
 def _shown(folder: Path, found: Iterator[tuple[Ended, dict[str, bytes]]]) -> Iterator[Shown]:
     from pipeline.audit.events import scan_events
-    from pipeline.audit.report import events_by_sample
+    from pipeline.audit.sections.about import EventsAbout
     from pipeline.audit.sections.entry import entry_of
     from pipeline.audit.state import fold
 
     events, _ = scan_events(folder)  # what does not hold there is verify's to name
-    state, about = fold(events), events_by_sample(events)
+    state, about = fold(events), EventsAbout(events)
     for ended, thumbnails in found:
         sample_id = str(ended.sample["sample_id"])
-        entry = entry_of(ended, state.of(sample_id), about.get(sample_id, []))
+        entry = entry_of(ended, state.of(sample_id), about.of(sample_id, str(ended.sample["request_key"])))
         yield Shown(entry=entry, pictures=thumbnails)
 
 

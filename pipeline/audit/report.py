@@ -19,6 +19,7 @@ from pipeline.audit.events import scan_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.page import render_report, sections
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON, with_digest
+from pipeline.audit.sections.about import EventsAbout
 from pipeline.audit.sections.beside import Beside, PictureOf, Unsteered
 from pipeline.audit.sections.checks import checks
 from pipeline.audit.sections.entry import attempt_id, entries, entry_of
@@ -163,14 +164,14 @@ def _entries(
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """The requests shown in full, in the order of their rows, and the pictures of all in ``wanted``."""
     events, _ = scan_events(folder)
-    state, about = fold(events), events_by_sample(events)
+    state, about = fold(events), EventsAbout(events)
     shown, pictures, full = [], dict[str, bytes](), set(in_full)
     damaged: list[ClearanceError] = []  # what is left out is said on the cover
     for ended, thumbnails in entries(folder, wanted, shards=shards, damaged=damaged):
         pictures |= thumbnails
         sample_id = str(ended.sample["sample_id"])
         if sample_id in full:
-            entry = entry_of(ended, state.of(sample_id), about.get(sample_id, []))
+            entry = entry_of(ended, state.of(sample_id), about.of(sample_id, str(ended.sample["request_key"])))
             shown.append({**entry, "anchor": f"r-{sample_id[:16]}"})
     return sorted(shown, key=lambda entry: int(entry["row_no"])), pictures
 
@@ -179,15 +180,6 @@ def titles_in(shown: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Titles of the references that requests came near to, by ref_id, as their rows have them."""
     near = (match for entry in shown for attempt in entry["attempts"] for match in attempt["nearest"])
     return {str(match["ref_id"]): str(match["title"]) for match in near if match["title"]}
-
-
-def events_by_sample(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The events that name samples, by sample_id."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for event in events:
-        for sample_id in event.get("samples") or ():
-            found.setdefault(str(sample_id), []).append(event)
-    return found
 
 
 def reference_pictures(ref_ids: Iterable[str], picture_of: PictureOf | None) -> dict[str, bytes]:

@@ -65,7 +65,7 @@ def _thumbnails(ended: Ended) -> dict[str, bytes]:
 
 
 def entry_of(ended: Ended, state: SampleState, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A request as plain data; ``events`` are those that concern it, ``state`` is what they make of it."""
+    """A request as plain data; ``events`` are those that concern it, as far as they do, ``state`` is what they make of it."""
     sample = ended.sample
     named = ("sample_id", "request_key", "row_no", "prompt", "negative_prompt", "outcome", "reason", "accepted_attempt")
     return {
