@@ -37,6 +37,8 @@ def write(items: Iterator[Item], schema: pa.Schema, folder: Path) -> None:
                 member.size, member.mtime, member.mode = len(data), 0, 0o644
                 tar.addfile(member, io.BytesIO(data))
                 written += len(data)
+            # The header of every member would be kept until the file is closed.
+            tar.members = []  # type: ignore[attr-defined]
     finally:
         tar.close()
 

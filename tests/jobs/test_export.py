@@ -307,6 +307,20 @@ def test_tars_hold_no_times_and_no_owners(run: Path, tmp_path: Path) -> None:
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
 
 
+def test_no_headers_of_written_members_are_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    class Counting(tarfile.TarFile):
+        def addfile(self, *given: Any) -> None:
+            super().addfile(*given)
+            kept.append(len(self.members))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(tarfile, "TarFile", Counting)
+    monkeypatch.setattr(tarfile, "open", Counting.open)
+    export_run(run, tmp_path / "export", format="webdataset")
+    assert len(kept) == 9 and max(kept) == 3
+
+
 def test_pictures_have_no_dictionary_and_groups_are_small(run: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
