@@ -32,7 +32,7 @@ from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.events import events_head, read_events
 from pipeline.audit.ledger import sealed_statement
 from pipeline.audit.requests import VERIFY
-from pipeline.audit.shards import COMMITS, ShardReceipt, markers, receipt_of, receipts_of
+from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of, receipts_of
 from pipeline.audit.stage import Findings
 from pipeline.audit.stage_rows import Rows
 
@@ -101,7 +101,7 @@ class CommittedFiles:
         files = [file for receipt in receipts.values() for file in receipt.files] if index is None else index.parts
         stated = {file.path: run.erasures.now(file.path, file.sha256, file.bytes) for file in files}
         again = partial(cls.of, folder, header, plan_file_sha256, shards=shards)
-        return cls(stated, refused, _state(folder, events), again, _Explained(folder, run, receipts, index))
+        return cls(stated, refused, _state(folder, events), again, _Explained.of(folder, run, receipts, index))
 
     def open(self, folder: Path, path: str) -> IO[bytes]:
         """Open a data file for reading, hashed if it is opened for the first time.
@@ -157,8 +157,14 @@ class _Explained(NamedTuple):
 
     folder: Path
     run: RunBinding
-    receipts: Mapping[str, ShardReceipt]
+    files: Mapping[str, tuple[ShardReceipt, ShardFile]]  # those that an erasure names, by path
     parts: PartsIndex | None
+
+    @classmethod
+    def of(cls, folder: Path, run: RunBinding, receipts: Mapping[str, ShardReceipt], parts: PartsIndex | None) -> _Explained:
+        named = frozenset(run.erasures.paths)
+        files = {file.path: (one, file) for one in receipts.values() for file in one.files if file.path in named}
+        return cls(folder, run, files, parts)
 
     def require(self, stream: IO[bytes], path: str) -> None:
         """Recompute the rows of such a file, from its beginning; of any other nothing is done. It is at its beginning then.
@@ -169,9 +175,9 @@ class _Explained(NamedTuple):
         found = Findings()
         rows = Rows(self.folder, self.run, None, found, opener=lambda *_: nullcontext(stream), pixels=False)  # type: ignore[arg-type,return-value]
         if self.parts is None:
-            if path not in self.run.erasures.paths:
+            if path not in self.files:
                 return
-            rows.file(*next((one, file) for one in self.receipts.values() for file in one.files if file.path == path))
+            rows.file(*self.files[path])
         else:
             part = next(part for part in self.parts.parts if part.path == path)
             beside = [shard for shard, _ in self.parts.in_part(part)]
