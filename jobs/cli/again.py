@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from jobs.console import busy, make_console
 if TYPE_CHECKING:
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
+    from jobs.reaudit.reach import Progress
 
 Index = Annotated[Path | None, typer.Option(help="The index folder, or its URI.", show_default=False, parser=a_place)]
 Receipts = Annotated[Path, typer.Option("--receipts", help="Folder that the receipt is written to.", parser=a_local_path)]
@@ -24,7 +26,8 @@ EveryPicture = Annotated[
     typer.Option("--every-picture", help="Look at every stored picture in full, not only at those whose embeddings come near."),
 ]
 By = Annotated[str, typer.Option("--by", metavar="ROLE", help="The role that does it.")]
-EVERY = 100_000  # samples between two lines of progress
+EVERY = 100_000  # embeddings between two lines of progress
+LOOKS = 512  # samples that are looked at in full between two of them: half a minute or so
 
 
 def open_embedder(store: ReferenceIndex, name: str) -> OpenCLIPEmbedder:
@@ -40,14 +43,17 @@ def open_embedder(store: ReferenceIndex, name: str) -> OpenCLIPEmbedder:
 
 
 @contextmanager
-def watching() -> Iterator[Callable[[str, int], None]]:
-    """Print, on stderr, how many embeddings of a large run are compared; and, when it is stopped, how to continue."""
-    console, said = make_console(stderr=True), dict[str, int]()
+def watching() -> Iterator[Progress]:
+    """Print, on stderr, how far it is with a large run; and, when it is stopped, how to continue."""
+    console, said = make_console(stderr=True), Counter[tuple[str, int]]()
 
-    def progress(run: str, compared: int) -> None:
-        if compared // EVERY > said.get(run, 0):
-            said[run] = compared // EVERY
+    def progress(run: str, compared: int, looked: int, near: int) -> None:
+        if compared // EVERY > said[run, EVERY]:
+            said[run, EVERY] = compared // EVERY
             console.print(f"{run}: {compared} embeddings compared", soft_wrap=True)
+        if near >= LOOKS and 1 + looked // LOOKS > said[run, LOOKS]:
+            said[run, LOOKS] = 1 + looked // LOOKS
+            console.print(f"{run}: {looked} of {near} samples that came near are looked at", soft_wrap=True)
 
     try:
         yield progress

@@ -7,9 +7,10 @@ picture that they saw, and the bars lie lower by what float16 may have moved it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -22,7 +23,7 @@ from index.errors import ClearanceError
 from index.near import ROUNDING, Views, near
 from index.reference import Match
 from pipeline.audit.committed_files import CommittedFiles
-from pipeline.audit.pictures import COLUMNS, GONE, pictures_of
+from pipeline.audit.pictures import COLUMNS, GONE, Shown, pictures_of
 from pipeline.audit.requests import Opener, Row
 from pipeline.audit.state import state_of
 from pipeline.audit.stored import Embeddings, chosen_rows, embeddings, samples_of
@@ -219,6 +220,8 @@ def _index_of(references: References) -> ReferenceIndex:
 
 
 Wanted = Callable[[str, str], bool]
+# Samples compared by their embeddings; of those near enough to be looked at in full, how many were, and how many there are.
+Progress = Callable[[int, int, int], None]
 
 
 def look(
@@ -229,7 +232,7 @@ def look(
     own: Mapping[str, Sequence[str]] | None = None,
     only: Collection[str] | None = None,
     fully: Collection[str] = (),
-    progress: Callable[[int], None] = lambda compared: None,
+    progress: Progress = lambda compared, looked, near: None,
     files: CommittedFiles | None = None,
 ) -> Looked:
     """Look at a run again.
@@ -245,7 +248,7 @@ def look(
         own: sample id → the references that it was steered away from, which always get the second look.
         only: when given, these samples are looked at in full, and no others.
         fully: these are looked at in full, whatever their embedding is near to.
-        progress: called with the number of samples compared so far.
+        progress: called while samples are compared, and after every block of pictures; see :data:`Progress`.
         files: the run's data files, as they were committed; asked for here where they are not given.
 
     Returns:
@@ -258,9 +261,14 @@ def look(
     opener = (files or CommittedFiles.of(folder)).open
     chooser = _Chooser(standard, own, only, frozenset(fully))
     candidates = _screen(folder, opener, chooser, found, wanted, progress)
+    near, done = sum(map(len, candidates.values())), 0
+    progress(found.compared, done, near)
     for path, rows in candidates.items():
+        looker = _Looker(folder=folder, opener=opener, standard=standard, own=own, found=found)
         try:
-            _Looker(folder=folder, opener=opener, standard=standard, own=own, found=found).look_at(path, rows)
+            for looked in looker.look_at(path, rows):
+                done += looked
+                progress(found.compared, done, near)
         except ClearanceError as error:
             found.unreached.append((_file_of(error, folder) or path, error.what))
     found.unreached.sort()
@@ -312,7 +320,7 @@ class _Chooser:
 
 
 def _screen(
-    folder: Path, opener: Opener, chooser: _Chooser, found: Looked, wanted: Wanted, progress: Callable[[int], None]
+    folder: Path, opener: Opener, chooser: _Chooser, found: Looked, wanted: Wanted, progress: Progress
 ) -> dict[str, dict[int, _Candidate]]:
     """The samples that deserve a look, by file and row."""
     candidates: dict[str, dict[int, _Candidate]] = {}
@@ -325,7 +333,7 @@ def _screen(
         without = dict.fromkeys(batch.erased, _Lack.ERASED) | dict.fromkeys(batch.changed, _Lack.CHANGED)
         without |= {sample_id: _Lack.NEVER_MADE for sample_id, outcome in batch.absent if outcome != "error"}
         lost |= {sample_id: lack for sample_id, lack in without.items() if chooser.concerns(sample_id)}
-        progress(found.compared)
+        progress(found.compared, 0, 0)
     found.unreached += [(_file_of(error, folder), error.what) for error in damaged]
     _without_embedding(folder, opener, lost, candidates)
     return {path: kept for path, rows in candidates.items() if (kept := _of_those(folder, opener, path, rows, wanted))}
@@ -363,18 +371,14 @@ class _Looker:
     own: Mapping[str, Sequence[str]]
     found: Looked
 
-    def look_at(self, path: str, rows: Mapping[int, _Candidate]) -> None:
-        """The candidates of one file, a block of pictures at a time."""
-        block: list[tuple[_Candidate, Row]] = []
-        for number, row in chosen_rows(self.folder, path, rows, ROW_COLUMNS, opener=self.opener):
-            block.append((rows[number], row))
-            if len(block) >= AT_ONCE:
-                self._block(path, block)
-                block = []
-        self._block(path, block)
+    def look_at(self, path: str, rows: Mapping[int, _Candidate]) -> Iterator[int]:
+        """The candidates of one file, a block of pictures at a time; the number of each block, once it was looked at."""
+        read = chosen_rows(self.folder, path, rows, ROW_COLUMNS, opener=self.opener)
+        while block := dict(islice(read, AT_ONCE)):
+            self._block([(rows[number], row) for number, row in block.items()], pictures_of(self.folder, path, block))
+            yield len(block)
 
-    def _block(self, path: str, block: Sequence[tuple[_Candidate, Row]]) -> None:
-        pictures = pictures_of(self.folder, path, [row for _, row in block])
+    def _block(self, block: Sequence[tuple[_Candidate, Row]], pictures: Mapping[str, Shown]) -> None:
         groups: dict[tuple[tuple[int, ...], bool, bool], list[tuple[_Candidate, Row, np.ndarray]]] = {}
         for candidate, row in block:
             shown = pictures[candidate.sample_id]

@@ -13,8 +13,13 @@ from jobs.reaudit.result import RunResult
 from jobs.reaudit.standing import Standing
 from pipeline.audit.events import NewEvent, append_events, events_head, read_events
 
+Progress = Callable[[str, int, int, int], None]  # the run, and the numbers of :data:`jobs.reaudit.look.Progress`
 LookAt = Callable[[RunFacts, Standing, RunResult], Sequence[NewEvent]]
 """Looks at a run, fills the result, and returns the events that tell of it."""
+
+
+def silent(run: str, compared: int, looked: int, near: int) -> None:
+    """Reports no progress."""
 
 
 def reach(run: str, embedder_id: str, look_at: LookAt, *, dry_run: bool) -> RunResult:

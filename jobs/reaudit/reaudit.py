@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from index.at_uri import place_of
@@ -12,7 +13,7 @@ from index.counted import counted
 from jobs.reaudit.facts import RunFacts, in_force
 from jobs.reaudit.judge import OUT_OR_HELD, notes, sort_hits
 from jobs.reaudit.look import Looked, Seen, Standard, Standards, look
-from jobs.reaudit.reach import reach
+from jobs.reaudit.reach import Progress, reach, silent
 from jobs.reaudit.result import Change, RunResult
 from jobs.reaudit.rows import LADDER_USED_UP, OtherGuards, held_for_copies, own_references
 from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
@@ -100,7 +101,7 @@ def reaudit(
     rules: Rules,
     runs: Sequence[str],
     *,
-    progress: Callable[[str, int], None] = lambda run, compared: None,
+    progress: Progress = silent,
 ) -> Done:
     """Look at runs again, and hold back or release what the rules ask for.
 
@@ -109,7 +110,7 @@ def reaudit(
         embedder: the one that the index is bound to.
         rules: the rules.
         runs: run folders. One that cannot be reached is named in the result; the others are dealt with.
-        progress: called with the run and the number of samples compared.
+        progress: called with the run and the numbers of :data:`jobs.reaudit.look.Progress`.
     """
     done = Done(rules=rules, index=str(place_of(index.folder)), index_id=index.index_id)
     standards = Standards(index, embedder, every_picture=rules.every_picture)
@@ -123,7 +124,7 @@ def reaudit(
 
 
 def _one(
-    facts: RunFacts, standing: Standing, standard: Standard, done: Done, result: RunResult, progress: Callable[[str, int], None]
+    facts: RunFacts, standing: Standing, standard: Standard, done: Done, result: RunResult, progress: Progress
 ) -> list[NewEvent]:
     """Look at a run; returns the events that tell of it."""
     policy = in_force(done.rules.policy_for(facts), facts)
@@ -136,7 +137,7 @@ def _one(
         wanted=lambda sample_id, born: sample_id in held or standing.outcome(sample_id, born) in OUT_OR_HELD,
         own=own_references(facts.folder, files.open),
         fully={*held, *(sample_id for sample_id in standing.held() if CLAIM in standing.held_for(sample_id))},
-        progress=lambda compared: progress(result.run, compared),
+        progress=partial(progress, result.run),
         files=files,
     )
 

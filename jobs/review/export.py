@@ -86,8 +86,8 @@ def export(folder: Path, to: Path, wanted: Wanted, reference: Reference, *, acto
     items, without = [], []
     opener = CommittedFiles.of(folder).open  # a person decides on what is shown: it comes out of no file that was changed
     for path, block in _by_file(rows_for(folder, those, opener=opener)):
-        pictures = pictures_of(folder, path, [row for _, row in block], opener=opener)
-        for one, row in block:
+        pictures = pictures_of(folder, path, {number: row for number, (_, row) in block.items()}, opener=opener)
+        for one, row in block.values():
             kept = pictures[one.sample_id]
             if kept.picture is None:
                 without.append(one.sample_id)
@@ -138,16 +138,16 @@ def _require_new(to: Path, folder: Path) -> None:
         raise InputError("is not a new folder", where=str(to), fix="Name a folder that is empty or does not exist yet")
 
 
-def _by_file(rows: Iterable[tuple[Waiting, str, Row]]) -> Iterable[tuple[str, list[tuple[Waiting, Row]]]]:
-    """In blocks of one file each, of at most 64 rows: so many pictures are in memory."""
-    block: list[tuple[Waiting, Row]] = []
+def _by_file(rows: Iterable[tuple[Waiting, tuple[str, int], Row]]) -> Iterable[tuple[str, dict[int, tuple[Waiting, Row]]]]:
+    """In blocks of one file each, of at most 64 rows, by their numbers in it: so many pictures are in memory."""
+    block: dict[int, tuple[Waiting, Row]] = {}
     at = ""
-    for one, path, row in rows:
+    for one, (path, number), row in rows:
         if block and (path != at or len(block) >= 64):
             yield at, block
-            block = []
+            block = {}
         at = path
-        block.append((one, row))
+        block[number] = (one, row)
     if block:
         yield at, block
 

@@ -108,11 +108,13 @@ def drawn(folder: Path, standing: Standing, count: int, seed: int) -> list[Waiti
     ]
 
 
-def rows_for(folder: Path, those: Collection[Waiting], *, opener: Opener = open_file) -> Iterator[tuple[Waiting, str, Row]]:
-    """What the rows hold of samples, with the file each row is in; in the order of the rows. ``opener`` opens the files."""
+def rows_for(
+    folder: Path, those: Collection[Waiting], *, opener: Opener = open_file
+) -> Iterator[tuple[Waiting, tuple[str, int], Row]]:
+    """What the rows hold of samples, with the file and number of each; in the order of the rows. ``opener`` opens the files."""
     by_id = {one.sample_id: one for one in those}
-    for path, _, row in rows_of(folder, by_id.keys(), ROW_COLUMNS, opener=opener):
-        yield by_id[row["sample_id"]], path, row
+    for path, number, row in rows_of(folder, by_id.keys(), ROW_COLUMNS, opener=opener):
+        yield by_id[row["sample_id"]], (path, number), row
 
 
 def _looks(standing: Standing) -> dict[str, list[dict[str, Any]]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from jobs.reaudit.facts import RunFacts
-from jobs.reaudit.look import EMBEDDING, Standard, look
+from jobs.reaudit.look import EMBEDDING, Progress, Standard, look
 from jobs.reaudit.result import Change, RunResult
 from jobs.reaudit.rows import held_at_birth
 from jobs.reaudit.standing import Standing
@@ -20,6 +20,8 @@ def release(
     retired: Collection[str],
     harmless: Callable[[str], bool],
     result: RunResult,
+    *,
+    progress: Progress,
 ) -> Mapping[str, list[str]]:
     """Find the samples that a retired reference held back and that nothing else does.
 
@@ -34,6 +36,7 @@ def release(
         retired: ids of the references that this claim retires.
         harmless: whether a reference forbids nothing.
         result: filled here.
+        progress: see :func:`jobs.reaudit.look.look`.
 
     Returns:
         Claim → ids of the samples that it lets go.
@@ -45,7 +48,7 @@ def release(
         if ended:
             over[sample_id] = ended
     files = facts.files()
-    looked = look(facts.folder, standard, only=over, files=files)
+    looked = look(facts.folder, standard, only=over, files=files, progress=progress)
     result.take(looked)
     blind = {where for where, _ in looked.unreached}
     lets_go: dict[str, list[str]] = {}

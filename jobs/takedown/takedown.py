@@ -7,9 +7,10 @@ its events in one part. The same command again finds what is done and does the r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guards.copies import HARMLESS
@@ -20,7 +21,7 @@ from index.storage import place
 from jobs.reaudit.facts import RunFacts
 from jobs.reaudit.judge import concerns, notes, sort_hits
 from jobs.reaudit.look import References, Standards, look
-from jobs.reaudit.reach import reach
+from jobs.reaudit.reach import Progress, reach, silent
 from jobs.reaudit.result import RunResult
 from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
 from jobs.takedown.claim import FiledClaim
@@ -91,13 +92,6 @@ class Done:
         return not self.changed and not any(run.changed or run.quarantined or run.released for run in self.runs)
 
 
-Progress = Callable[[str, int], None]
-
-
-def silent(run: str, compared: int) -> None:
-    """Reports no progress."""
-
-
 def carry_out(
     index: ReferenceIndex, embedder: Embedder, order: Order, runs: Sequence[str], *, progress: Progress = silent
 ) -> Done:
@@ -108,7 +102,7 @@ def carry_out(
         embedder: the one that the index is bound to.
         order: the claim.
         runs: run folders. One that cannot be reached is named in the result; the others are dealt with.
-        progress: called with the run and the number of samples compared.
+        progress: called with the run and the numbers of :data:`jobs.reaudit.look.Progress`.
 
     Raises:
         InputError: nothing is claimed, a reference does not exist, or a run is named twice.
@@ -211,12 +205,13 @@ class _Work:
         if order.action == ADD:
             looked = look(
                 facts.folder, standard, wanted=concerns(standing), files=facts.files(),
-                progress=lambda compared: self.progress(result.run, compared),
+                progress=partial(self.progress, result.run),
             )  # fmt: skip
             sort_hits(looked, standing, result, claim=order.filed.claim_id)
             return _events(self.done, result, standing, {})
         retired = {one["ref_id"] for one in self.done.references}
-        lets_go = release(facts, standing, standard, retired, self._harmless, result)
+        told = partial(self.progress, result.run)
+        lets_go = release(facts, standing, standard, retired, self._harmless, result, progress=told)
         return _events(self.done, result, standing, lets_go)
 
 

@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,6 +139,7 @@ def parts_index(folder: Path) -> PartsIndex | None:
         raise IntegrityError(what, where=str(folder / PARTS_INDEX), fix=_RESTORE) from None
 
 
+@lru_cache(maxsize=1)  # whoever asks for the rows of a few pictures asks for it again and again
 def _parse(data: bytes) -> PartsIndex:
     table = parquet_file(BytesIO(data), checksums=True).read(use_threads=False)
     table.validate(full=True)

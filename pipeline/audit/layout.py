@@ -7,7 +7,8 @@ some shards, their attempts and their kept pictures), little enough to be held i
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,10 +82,11 @@ def unit_of(folder: Path, path: str, rows: Collection[int]) -> Iterator[Unit]:
     """
     index = parts_index(folder)
     if index is not None:
+        ordered = sorted(rows)
         mine = [
             (shard, own)
             for shard, own in index.slices.items()
-            if "samples" in own and own["samples"].path == path and _holds(own["samples"], rows)
+            if "samples" in own and own["samples"].path == path and _holds(own["samples"], ordered)
         ]
         if mine or not rows:
             yield from _merged(iter(mine))
@@ -97,8 +99,10 @@ def unit_of(folder: Path, path: str, rows: Collection[int]) -> Iterator[Unit]:
     raise IntegrityError("is no file of a committed shard", where=path, fix="Run `clearance verify`")
 
 
-def _holds(own: Slice, rows: Collection[int]) -> bool:
-    return any(own.first <= row < own.first + own.rows for row in rows)
+def _holds(own: Slice, rows: Sequence[int]) -> bool:
+    """Whether a slice holds one of some rows, given in their order."""
+    at = bisect_left(rows, own.first)
+    return at < len(rows) and rows[at] < own.first + own.rows
 
 
 def _shards(folder: Path, shards: Collection[str] | None, damaged: list[ClearanceError] | None) -> Iterator[Unit]:

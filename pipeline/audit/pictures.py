@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from index.fingerprint import pixel_digest
 from index.storage import open_file
 from pipeline.audit.layout import Unit, unit_of
-from pipeline.audit.requests import Opener, Row, rows_in, rows_of_unit
+from pipeline.audit.requests import Opener, Row, rows_of_unit
 from pipeline.audit.schema import KEPT
 from pipeline.audit.stored import chosen_rows
 
@@ -52,13 +52,13 @@ class Shown:
     why: str = ""
 
 
-def pictures_of(folder: Path, path: str, rows: Sequence[Row], *, opener: Opener = open_file) -> dict[str, Shown]:
+def pictures_of(folder: Path, path: str, rows: Mapping[int, Row], *, opener: Opener = open_file) -> dict[str, Shown]:
     """The pictures of some rows of one samples file.
 
     Args:
         folder: the run folder.
         path: the file that the rows are in.
-        rows: with :data:`COLUMNS`.
+        rows: by their numbers in it, with :data:`COLUMNS`.
         opener: opens the files; see :data:`pipeline.audit.requests.Opener`.
 
     Returns:
@@ -67,8 +67,9 @@ def pictures_of(folder: Path, path: str, rows: Sequence[Row], *, opener: Opener 
     Raises:
         IntegrityError: the attempts of the shard cannot be read.
     """
-    found = {row["sample_id"]: _released(row) for row in rows if row.get("image") is not None or row.get("file_sha256")}
-    return found | _held(folder, path, [row for row in rows if row["sample_id"] not in found], opener)
+    released = (row for row in rows.values() if row.get("image") is not None or row.get("file_sha256"))
+    found = {row["sample_id"]: _released(row) for row in released}
+    return found | _held(folder, path, {n: row for n, row in rows.items() if row["sample_id"] not in found}, opener)
 
 
 def _released(row: Row) -> Shown:
@@ -92,17 +93,17 @@ def _decoded(data: bytes, pixel_sha256: str) -> Shown:
     return Shown(picture=picture, data=data, suffix=(image.format or "").lower(), exact=exact)
 
 
-def _held(folder: Path, path: str, rows: Sequence[Row], opener: Opener) -> dict[str, Shown]:
+def _held(folder: Path, path: str, rows: Mapping[int, Row], opener: Opener) -> dict[str, Shown]:
     """Of samples that were not released: the full picture that is kept apart, else the last small one, if it is exact."""
     if not rows:
         return {}
-    pixels = {row["sample_id"]: str(row["pixel_sha256"] or "") for row in rows}
+    pixels = {row["sample_id"]: str(row["pixel_sha256"] or "") for row in rows.values()}
     found = {
         sample_id: Shown(why="no picture of it is kept" if digest else "no picture was made")
         for sample_id, digest in pixels.items()
     }
-    digests = {row["sample_id"]: str(row["kept_sha256"]) for row in rows if row.get("kept_sha256")}
-    beside = list(unit_of(folder, path, _numbers(folder, path, pixels, opener)))
+    digests = {row["sample_id"]: str(row["kept_sha256"]) for row in rows.values() if row.get("kept_sha256")}
+    beside = list(unit_of(folder, path, rows))
     for unit in beside:
         found |= _small(folder, unit, pixels, opener)
     full: dict[str, Shown] = {}
@@ -110,12 +111,6 @@ def _held(folder: Path, path: str, rows: Sequence[Row], opener: Opener) -> dict[
         full |= _full(folder, unit, digests, pixels, opener)
     missing = {one: Shown(why=_MISSING) for one in digests if one not in full and found[one].picture is None}
     return found | missing | full  # a full picture takes the place of a small one
-
-
-def _numbers(folder: Path, path: str, wanted: Collection[str], opener: Opener) -> list[int]:
-    """The rows of some samples in a samples file; a large part holds those of many shards."""
-    rows = rows_in(folder, path, "samples", ("sample_id",), opener=opener)
-    return [number for number, row in rows if row["sample_id"] in wanted]
 
 
 def _full(folder: Path, unit: Unit, digests: Mapping[str, str], pixels: Mapping[str, str], opener: Opener) -> dict[str, Shown]:

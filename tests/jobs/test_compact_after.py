@@ -81,12 +81,32 @@ def test_embeddings_and_chosen_rows_are_read_from_parts(compacted: Path, small: 
 def test_the_pictures_of_held_samples_are_found(compacted: Path) -> None:
     from pipeline.audit.pictures import COLUMNS, pictures_of
 
-    held = [(path, row) for path, _, row in rows_of(compacted, {r["sample_id"] for r in sample_rows(compacted)}, COLUMNS)]
-    shown = {row["sample_id"]: pictures_of(compacted, path, [row])[row["sample_id"]] for path, row in held}
+    held = [*rows_of(compacted, {r["sample_id"] for r in sample_rows(compacted)}, COLUMNS)]
+    shown = {row["sample_id"]: pictures_of(compacted, path, {n: row})[row["sample_id"]] for path, n, row in held}
     outcomes = {row["sample_id"]: row["outcome"] for row in sample_rows(compacted)}
     assert {outcomes[one]: picture.exact or picture.why for one, picture in shown.items()} == {
         "accepted": True, "accepted_after_steering": True, "rejected": True, "error": "no picture was made",
     }  # fmt: skip
+
+
+def test_no_other_row_is_read_for_the_pictures_of_some_and_the_index_is_parsed_once(compacted: Path) -> None:
+    """A part holds the rows of many shards: all of them were read for every 32 pictures."""
+    from index.storage import open_file
+    from pipeline.audit.compacted import _parse
+    from pipeline.audit.pictures import COLUMNS, pictures_of
+
+    held = [*rows_of(compacted, {row["sample_id"] for row in sample_rows(compacted) if row["outcome"] == "rejected"}, COLUMNS)]
+    opened: list[str] = []
+
+    def opener(folder: Path, path: str) -> Any:
+        opened.append(path)
+        return open_file(folder, path)
+
+    _parse.cache_clear()
+    for path, number, row in (*held, *held):
+        assert pictures_of(compacted, path, {number: row}, opener=opener)[row["sample_id"]].exact
+    assert held and opened and not any(path.startswith("parts/samples-") for path in opened)
+    assert _parse.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])

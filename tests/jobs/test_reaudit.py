@@ -147,6 +147,34 @@ def test_every_picture_can_be_looked_at(drawn: World) -> None:
     assert {s.request_key for s in looked.hits} == {key for key, row in rows(drawn.base / "observed").items() if born(row)}
 
 
+def test_progress_goes_on_while_pictures_are_looked_at(drawn: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at pictures takes most of the time, and nothing told of it."""
+    told: list[tuple[int, int, int]] = []
+    monkeypatch.setattr("jobs.reaudit.look.AT_ONCE", 4)
+    looked = look(
+        drawn.base / "observed",
+        dataclasses.replace(standard(drawn), every_picture=True),
+        progress=lambda *now: told.append(now),
+    )
+    first = told.index((22, 0, 22))
+    assert [compared for compared, done, near in told[:first]] == [8, 16, 22] and not any(near for *_, near in told[:first])
+    assert [done for _, done, _ in told[first:]] == [0, 4, 8, 12, 16, 20, 22] and len(looked.seen) == 22
+
+
+def test_a_line_is_printed_for_every_so_many_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.cli.again import watching
+
+    with watching() as progress:
+        for now in ((99_000, 0, 0), (250_000, 0, 0), (250_000, 0, 1000), (250_000, 32, 1000), (250_000, 512, 1000)):
+            progress("monday", *now)
+        progress("small", 20, 3, 20)
+    assert capsys.readouterr().err.splitlines() == [
+        "monday: 250000 embeddings compared",
+        "monday: 0 of 1000 samples that came near are looked at",
+        "monday: 512 of 1000 samples that came near are looked at",
+    ]
+
+
 def test_an_erased_embedding_leaves_the_picture_to_look_at(world: World) -> None:
     _erase(world, "copy-anchor", "embedding")
     found = look(world.base / "observed", standard(world))

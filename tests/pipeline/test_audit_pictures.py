@@ -18,9 +18,9 @@ def shown(run: Any) -> dict[str, Shown]:
     from pipeline.audit.requests import rows_in
 
     path = next(sample_files(run.folder))
-    rows = [row for _, row in rows_in(run.folder, path, "samples", [*COLUMNS, "request_key"])]
+    rows = dict(rows_in(run.folder, path, "samples", [*COLUMNS, "request_key"]))
     found = pictures_of(run.folder, path, rows)
-    return {row["request_key"]: found[row["sample_id"]] for row in rows}
+    return {row["request_key"]: found[row["sample_id"]] for row in rows.values()}
 
 
 @pytest.fixture
