@@ -148,7 +148,7 @@ def show_in(chain: Chain, key: str) -> tuple[Path, Shown, list[str]]:
     refused: InputError | None = None
     for one in reversed(chain.members):
         try:
-            found.append((one.folder, show_request(one.folder, key)))
+            found.append((one.folder, show_request(one.folder, key, near=not found and refused is None)))
         except InputError as error:
             refused = refused or error
     if not found:

@@ -38,8 +38,12 @@ class Shown:
         return f"{name if fits else self.entry['sample_id']}.html"
 
 
-def show_request(folder: Path, key: str) -> Shown:
+def show_request(folder: Path, key: str, *, near: bool = True) -> Shown:
     """Find a request of a run by its key, its sample_id, or the beginning of its sample_id.
+
+    Args:
+        folder: the run folder. key: the key or id.
+        near: where there is none, name the keys most like it, which takes long: every key of the run is compared.
 
     Raises:
         InputError: there is no such request, or several.
@@ -58,7 +62,7 @@ def show_request(folder: Path, key: str) -> Shown:
         if len(key) >= _LEAST and row["sample_id"].startswith(key):
             found.append(row)
     if len(found) != 1:
-        raise _not_found(folder, key, keys, len(found))
+        raise _not_found(folder, key, keys if near else {}, len(found))
     sample_id, shard = found[0]["sample_id"], found[0]["shard_id"]
     files = CommittedFiles.of(folder, shards={shard})
     ended, thumbnails = next(entries(folder, {sample_id}, shards={shard}, opener=files.open))

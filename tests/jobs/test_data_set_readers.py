@@ -194,6 +194,22 @@ def test_show_finds_a_request_in_the_run_that_is_in_force(project: Path, grown: 
     assert call("show", folder, "nobody").exit_code == 2
 
 
+def test_likely_slips_are_looked_for_in_the_last_run_alone(grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key of a run is compared; of a hundred runs that took minutes, and all but one answer was dropped."""
+    compared: list[list[str]] = []
+
+    def close(key: str, keys: Any, n: int) -> list[str]:
+        compared.extend([[*keys]] if keys else [])
+        return [*keys][:1]
+
+    monkeypatch.setattr("jobs.show.get_close_matches", close)
+    fine("show", grown, "c")  # in the last run, and not in the one before
+    assert compared == []
+    refused = call("show", grown, "nobody")
+    assert refused.exit_code == 2 and "Did you mean" in refused.stderr
+    assert len(compared) == 1
+
+
 def test_a_data_set_may_lie_on_an_object_store(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, uri = project.parent, f"memory://{project.parent.name}/set"
     monkeypatch.setenv("CLEARANCE_CACHE", str(base / "cache"))
