@@ -14,6 +14,7 @@ import numpy as np
 from index.embedder_source import HUB, LOCAL, EmbedderSource, downloaded, folder_of, weights_folder
 from index.errors import InputError, ModelError
 from index.foreign_models import advice, kept_shut
+from index.loading import loading
 from index.padding import PaddedCalls
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class OpenCLIPEmbedder:
         self.embedder_id = "openclip-" + hashlib.sha256(plain.encode()).hexdigest()[:16]
 
     @classmethod
+    @loading()
     def open(
         cls, model: str, pretrained: str = "", *, allow_download: bool = False, device: str = "cpu", base: Path | None = None
     ) -> OpenCLIPEmbedder:

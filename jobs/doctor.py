@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from index.counted import counted
 from index.errors import ClearanceError, ConfigError
+from index.loading import loading
 from index.shipped import STICKERS
 from pipeline.keys import ENVIRONMENT, NEW, STATEMENT_PUBLIC, Keys, key_id
 from pipeline.model.machine import driver_version, libraries
@@ -38,6 +39,7 @@ class Line:
     what: str
 
 
+@loading()
 def examine(weights: Path | None = None, keys: str = "") -> list[Line]:
     """Everything ``clearance doctor`` prints, in order.
 

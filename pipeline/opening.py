@@ -14,6 +14,7 @@ from guards.base import Guard, OnDevice
 from guards.chat import BUDGET_FILE
 from index.at_uri import beside
 from index.errors import ClearanceError
+from index.loading import loading
 from index.storage import place
 from pipeline.config import RunConfig
 from pipeline.copy_check import calibration_in_force
@@ -43,6 +44,7 @@ class Copies:
     threshold: float
 
 
+@loading()
 def prepare(config: RunConfig) -> None:
     """Settings of the libraries that hold for the whole process; call it before the first model is loaded."""
     hold_threads(config.generation.threads)
@@ -79,6 +81,7 @@ def count_together(policy: Policy) -> Path | None:
     return Path(path)
 
 
+@loading()
 def open_policy_guards(policy: Policy, device: str = "cpu", *, base: Path = Path()) -> tuple[list[Guard], list[str]]:
     """The guards that a policy enables, with their networks on a device, and why optional ones are left out.
 

@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 import typer.testing
 
+from index.loading import leave
 from index.torchvision_ops import ensure
 from tests.pipeline.tiny_models import BUILDERS
 
@@ -40,6 +41,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tests = Counter(item.path for item in items)
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
         items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    leave()  # else every process of the suite searches for cycles for some seconds when its last test has passed
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from index.errors import ClearanceError, ConfigError, TooManyErrors
+from index.loading import leave
 from index.places.kept import listen
 from jobs import signals
 from jobs.cli.arguments import AsJson, Runner, a_local_path
@@ -218,7 +219,10 @@ app.command("doctor", epilog="Example: clearance doctor run.toml")(doctor)
 def main() -> None:
     """Entry point of the console script."""
     lenient_streams()
-    app()
+    try:
+        app()
+    finally:
+        leave()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.loading import loading
+
 if TYPE_CHECKING:
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
@@ -28,6 +30,7 @@ class Openers:
 
         return identity_of(config, policy, base=base)
 
+    @loading()
     def loop(self, config: RunConfig, policy: Policy, base: Path) -> Any:
         """A runtime and the loop over it: a :class:`jobs.run.worker.LoopLike`."""
         from pipeline.moderate import Moderation

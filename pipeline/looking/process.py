@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from index.heap import Heap
+from index.loading import loading
 
 GRACE = 30.0  # seconds beyond the deadline after which a process that nobody ended any more ends itself
 
@@ -32,7 +33,9 @@ def main() -> None:
     connection: Connection = Connection(int(sys.argv[1]))
     messages: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, messages), daemon=True).start()
-    send(connection, _opened(messages))
+    with loading():  # the thread that reads imports what the first message names
+        opened = _opened(messages)
+    send(connection, opened)
     heap = Heap()
     while True:
         latents, own, deadline = messages.get()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from index.errors import ConfigError
+from index.loading import loading
 from pipeline.config import ModelConfig
 from pipeline.notes import Note
 
@@ -21,7 +22,8 @@ def cores() -> int:
 
 def devices() -> list[str]:
     """What models can be drawn on here: "cpu", and "cuda:0" and on, "mps" or "xpu" where they are."""
-    import torch
+    with loading():
+        import torch
 
     found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from index.errors import ClearanceError, ModelError, OutOfMemory
+from index.loading import loading
 from index.padding import first_line, out_of_memory
 from pipeline.config import ModelConfig
 from pipeline.model.compiled import check_compiles
@@ -66,6 +67,7 @@ class CheckedModel:
     notes: tuple[Note, ...]
 
 
+@loading()
 def check_model(config: ModelConfig) -> CheckedModel:
     """Look at everything that can be known about a model without loading it.
 
@@ -86,6 +88,7 @@ def check_model(config: ModelConfig) -> CheckedModel:
     return CheckedModel(folder, cls, parts, (*parts.notes, *misfits))
 
 
+@loading()
 def load_model(config: ModelConfig) -> DiffusionModel:
     """Load the configured model for inference. No download unless ``allow_download`` is true.
 

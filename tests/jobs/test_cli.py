@@ -75,6 +75,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_process_of_a_command_ends_without_a_search_for_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[bool] = []
+    monkeypatch.setattr(cli, "leave", lambda: left.append(True))
+    monkeypatch.setattr(sys, "argv", ["clearance", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert left
+
+
 def test_version() -> None:
     assert call("--version").output.startswith("clearance ")
 
