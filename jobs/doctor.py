@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from index.errors import ClearanceError, ConfigError
 from index.loading import loading
 from index.shipped import STICKERS
 from pipeline.keys import ENVIRONMENT, NEW, STATEMENT_PUBLIC, Keys, key_id
+from pipeline.model.device import cpu_flags
 from pipeline.model.machine import driver_version, libraries
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _device() -> Iterator[Line]:
         yield Line("torch", "missing", f"it is installed and cannot be imported ({error}): install it again")
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    flags = _cpu_flags()
+    flags = cpu_flags()
     features = [feature for flag, feature in CPU_FEATURES.items() if flag in flags]
     yield Line("cpu", "ok", f"{cores} cores; {', '.join(features) or 'no AVX2, AVX-512 or AMX seen'}")
     if not flags & {"avx512_bf16", "amx_bf16"}:
@@ -173,15 +173,6 @@ def _device() -> Iterator[Line]:
         yield Line("torchvision", "note", what)
     else:
         yield Line("torchvision operators", "ok", "compiled")
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return set(found[1].split()) if found else set()
 
 
 def card_software(versions: Mapping[str, str], driver: str) -> Line:

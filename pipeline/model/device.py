@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from difflib import get_close_matches
+from pathlib import Path
 
 from index.errors import ConfigError
 from index.loading import loading
@@ -97,6 +99,31 @@ def device_notes(config: ModelConfig, there: Sequence[str] | None = None) -> lis
 
 def native_dtype() -> str:
     """``bfloat16`` where the CPU has instructions for it, else ``float32``: emulated bfloat16 is many times slower."""
-    import torch
+    known = has_bfloat16(cpu_flags())
+    if known is None:
+        import torch
 
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+        known = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if known else "float32"
+
+
+def has_bfloat16(flags: Set[str]) -> bool | None:
+    """What torch says of an x86 processor with these flags, without torch, which takes seconds to import; None: ask torch.
+
+    oneDNN, which torch asks, wants what AVX-512 began with, or AVX-NE-CONVERT; a variable of the environment may forbid both.
+    """
+    if "sse2" not in flags or any(os.environ.get(f"{name}_MAX_CPU_ISA") for name in ("ONEDNN", "DNNL")):
+        return None
+    if flags >= {"avx512f", "avx512bw", "avx512vl", "avx512dq"}:
+        return True
+    return None if flags & {"avx512f", "avx_ne_convert"} else False
+
+
+def cpu_flags() -> set[str]:
+    """What the processor can do, in Linux's names; empty where they are not to be had."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set(found[1].split()) if found else set()

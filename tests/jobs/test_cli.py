@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from index.errors import ModelError
 from jobs.cli import main as cli
+from pipeline.model.device import cpu_flags, has_bfloat16
 
 
 def call(*arguments: object) -> Result:
@@ -82,6 +83,13 @@ def test_the_process_of_a_command_ends_without_a_search_for_cycles(monkeypatch: 
     with pytest.raises(SystemExit):
         cli.main()
     assert left
+
+
+@pytest.mark.skipif(has_bfloat16(cpu_flags()) is None, reason="torch is asked what this processor can do")
+def test_init_imports_no_torch(tmp_path: Path) -> None:
+    code = f"import sys\nfrom jobs.cli.main import app\napp(['init', {str(tmp_path / 'new')!r}], standalone_mode=False)\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_version() -> None:

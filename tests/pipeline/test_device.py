@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from index.errors import ConfigError
 from pipeline.config import ModelConfig
-from pipeline.model.device import check_device, device_notes, devices
+from pipeline.model.device import check_device, cpu_flags, device_notes, devices, has_bfloat16
 from pipeline.model.load import load_model
 
 INSTEAD = 'set device = "cpu", or run on a machine with'
@@ -59,3 +60,30 @@ def test_a_faster_device_that_is_not_used_is_noted() -> None:
     )  # fmt: skip
     assert device_notes(ModelConfig(device="cpu", dtype="float32"), PLAIN) == []
     assert [note.topic for note in device_notes(ModelConfig(device="cuda", dtype="float32"), GPUS)] == ["dtype"]
+
+
+X86 = {"sse2", "avx2"}
+SKYLAKE = X86 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "forbidden", "has"),
+    [
+        (SKYLAKE, "", True),
+        (X86, "", False),
+        (X86 | {"avx512f"}, "", None),
+        (X86 | {"avx_ne_convert"}, "", None),
+        (SKYLAKE, "AVX2", None),
+        ({"asimd", "bf16"}, "", None),
+        (set(), "", None),
+    ],
+)  # fmt: skip
+def test_an_x86_processor_is_known_by_its_flags_and_torch_is_asked_of_others(
+    flags: set[str], forbidden: str, has: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", forbidden)
+    assert has_bfloat16(flags) is has
+
+
+def test_this_processor_has_what_torch_says() -> None:
+    assert has_bfloat16(cpu_flags()) in (None, torch.ops.mkldnn._is_mkldnn_bf16_supported())
