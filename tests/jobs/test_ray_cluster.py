@@ -258,3 +258,17 @@ def test_a_run_in_rays_copy_of_a_working_directory_is_refused(make_plan: MakePla
     with pytest.raises(RunStopped, match="Ray removes it"):
         look(place, make_plan(["cat"]), resume=False)
     assert not place.parent.exists()
+
+
+@pytest.mark.parametrize("at", ["", "head:6379"])
+def test_a_ray_of_our_own_starts_without_what_no_run_uses(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's processes are its own."""
+    from ray._private.node import Node
+
+    assert all(hasattr(Node, name) for name in cluster.UNUSED)
+    before = [getattr(Node, name) for name in cluster.UNUSED]
+    seen: list[list[Any]] = []
+    monkeypatch.setattr("ray.init", lambda **_: seen.append([getattr(Node, name) for name in cluster.UNUSED]))
+    cluster._start(at, 1)
+    assert (seen[0] == before) is bool(at)
+    assert [getattr(Node, name) for name in cluster.UNUSED] == before
