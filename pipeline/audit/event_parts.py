@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import IntegrityError
 from index.padding import first_line
-from index.parquet import parquet_file
+from index.parquet import parquet_file, rows_of
 from index.storage import read_file
 from pipeline.audit.chain import canonical
 from pipeline.audit.schema import Column
@@ -92,7 +92,7 @@ def read_part(folder: Path, name: str) -> Part:
     try:
         table = parquet_file(BytesIO(data), checksums=True).read(use_threads=False)
         table.validate(full=True)
-        rows = table.to_pylist()
+        rows = rows_of(table)
         for row in rows:
             pairs = row["digests"]
             row["digests"] = dict(pairs)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import ClearanceError, IntegrityError
-from index.parquet import parquet_file
+from index.parquet import parquet_file, rows_of
 from index.storage import open_file, parsing
 from pipeline.audit.chain import table_header
 from pipeline.audit.layout import Unit, units
@@ -185,7 +185,7 @@ def _next_rows(batches: Iterator[pa.RecordBatch], path: str) -> list[Row]:
     with parsing(path, fix=VERIFY):
         for batch in batches:
             if batch.num_rows:
-                rows: list[Row] = batch.to_pylist()
+                rows: list[Row] = rows_of(batch)
                 return rows
     return []
 

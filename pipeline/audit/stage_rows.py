@@ -16,7 +16,7 @@ from index.counted import counted
 from index.errors import ClearanceError, IntegrityError
 from index.fingerprint import pixel_digest
 from index.padding import first_line
-from index.parquet import parquet_file
+from index.parquet import parquet_file, rows_of
 from index.storage import open_file, parsing
 from pipeline.audit.binding import REQUESTS_FILE, RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
@@ -214,7 +214,7 @@ class Rows:
     def _table(self, table: pa.Table, file: ShardFile, shard_header: Mapping[str, Any], now: FileNow) -> str:
         """Recompute the chain of a file; returns the digest that it ends with."""
         try:
-            rows = (row for batch in table.to_batches(max_chunksize=64) for row in batch.to_pylist())
+            rows = (row for batch in table.to_batches(max_chunksize=64) for row in rows_of(batch))
             return self._chain(rows, file.table, (file.path, 0), shard_header, now)
         except (ValueError, OverflowError) as error:  # text that is no UTF-8; a time outside of Python's
             self.found.problem(CHAINS, file.path, f"cannot be read ({error})")
@@ -442,4 +442,4 @@ def _checked_rows(file: pq.ParquetFile) -> Iterator[dict[str, Any]]:
     """The rows of a part, each batch checked for what a forged file may hold."""
     for batch in file.iter_batches(batch_size=64, use_threads=False):
         batch.validate(full=True)
-        yield from batch.to_pylist()
+        yield from rows_of(batch)

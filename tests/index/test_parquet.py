@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from index.parquet import parquet_file
+from index.parquet import parquet_file, rows_of
 from pipeline.audit.verifier import clearance_verify
 
 
@@ -79,3 +80,27 @@ def test_a_path_may_be_mapped(content: bytes, tmp_path: Path) -> None:
 def test_arrow_need_not_be_loaded_to_import_it() -> None:
     code = "import sys, index.parquet; sys.exit('pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("make", [pa.table, pa.record_batch])
+def test_rows_with_times_are_those_of_pyarrow(make: Callable[..., Any]) -> None:
+    first, last = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+    times = pa.array([first, None, datetime(2026, 12, 1, 4, 5, 6, 789, UTC), last], pa.timestamp("us", tz="UTC"))
+    there = make({"key": ["a", "b", "c", "d"], "at": times, "then": times.cast(pa.timestamp("us"))})
+    assert rows_of(there) == there.to_pylist()
+    assert [repr(row) for row in rows_of(there)] == [repr(row) for row in there.to_pylist()]
+    assert rows_of(there.slice(4)) == [] and rows_of(there.select(["key"])) == there.select(["key"]).to_pylist()
+
+
+def test_a_time_outside_of_pythons_is_refused_as_by_pyarrow() -> None:
+    there = pa.table({"at": pa.array([2**62], pa.int64()).cast(pa.timestamp("us", tz="UTC"))})
+    for rows in (rows_of, pa.Table.to_pylist):
+        with pytest.raises(OverflowError, match="date value out of range"):
+            rows(there)
+
+
+def test_rows_with_times_are_read_without_pandas(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"at": pa.array([0], pa.timestamp("us", tz="UTC"))}), tmp_path / "times.parquet")
+    code = "import sys; from pathlib import Path; from index.parquet import parquet_file, rows_of\n"
+    code += f"rows_of(parquet_file(Path({str(tmp_path / 'times.parquet')!r})).read())\nsys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
