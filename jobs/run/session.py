@@ -148,6 +148,12 @@ class Session:
         done, total = outcomes.total(), len(self.plan.requests)
         self.on_event(Event(kind=kind, done=done, total=total, outcomes=dict(outcomes), shards_open=shards_open, **about))
 
+    def _require_held(self) -> None:
+        """Refuse to go on where the folder is another session's by now, asking the storage; raises RunStopped."""
+        if self._held is not None:
+            self._held.require()
+        require_held(self.folder)
+
     def event(self, kind: str, reason: str, **digests: str) -> None:
         from pipeline.audit.events import NewEvent, append_events
 
@@ -208,7 +214,7 @@ class Session:
             if error is not None and self.begun and not self.sealed:
                 # The reason of the stop stays with the run, unless the disk is what failed.
                 with suppress(Exception):
-                    require_held(self.folder)  # else the run is another session's to record
+                    self._require_held()  # else the run is another session's to record
                     self.event("run.stopped", self._reason(error), plan_sha256=self.plan.plan_sha256)
 
     def _reason(self, error: BaseException) -> str:
@@ -299,7 +305,7 @@ class Session:
         too_many_errors = beyond(outcomes, self.plan.config.max_error_rate)
         statement: dict[str, Any] = {}
         if not self.sealed:
-            require_held(self.folder)
+            self._require_held()
             self._require_shards()
             if too_many_errors:
                 self.event("run.error_rate", too_many_errors, plan_sha256=self.plan.plan_sha256)

@@ -215,3 +215,39 @@ def test_a_lease_of_an_older_version_is_read(tmp_path: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(lease(tmp_path, patience=0.2))
         assert str(os.getpid()) in holder(tmp_path)
+
+
+@pytest.mark.parametrize("left", [json.dumps(asdict(ELSEWHERE)).encode(), b""])
+def test_a_session_that_stood_still_notices_who_came_in_its_place(tmp_path: Path, left: bytes) -> None:
+    """By what the other wrote, also where it has ended meanwhile and emptied the file. Its lease is left to it."""
+    with lease(tmp_path, beat=3600) as held:
+        held.require()
+        (tmp_path / ".lease").write_bytes(left)
+        with pytest.raises(RunStopped, match="another run took this folder over") as stopped:
+            held.require()
+        assert ("process 4242 on elsewhere" in stopped.value.what) is bool(left)
+    assert (tmp_path / ".lease").read_bytes() == left
+
+
+def test_a_session_that_was_taken_over_gives_no_more_signs_of_life(tmp_path: Path) -> None:
+    with lease(tmp_path, beat=0.01):
+        write(tmp_path, ELSEWHERE)
+        beating = next(thread for thread in threading.enumerate() if thread.name == "lease")
+        beating.join(60)
+        assert not beating.is_alive()
+
+
+def test_a_lease_file_that_is_gone_or_cannot_be_read_stops_no_run(tmp_path: Path) -> None:
+    """It tells of no other run."""
+    with lease(tmp_path, beat=3600) as held:
+        (tmp_path / ".lease").unlink()
+        held.require()
+        (tmp_path / ".lease").mkdir()
+        held.require()
+
+
+def test_storage_that_shows_late_what_was_written_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.run.lease.lock.read_file", lambda *_: b"")
+        with lease(tmp_path, beat=3600) as held:
+            held.require()

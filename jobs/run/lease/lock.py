@@ -59,10 +59,31 @@ class Held(Protocol):
 
 
 class _Locked:
-    """The kernel's lock cannot be lost while the process lives."""
+    """A lease on a local or mounted folder, once this session has written itself into the file.
+
+    A local disk's lock cannot be lost while the process lives. A network folder's can, where this machine stood still or was
+    cut off for long; and without locks another run comes after some seconds without a touch. Either changes the file.
+    """
+
+    def __init__(self, folder: Path, mine: bytes) -> None:
+        self.folder, self._mine = folder, mine
+        self._shown = self._content() == mine  # else this storage shows late what was written, and proves nothing
+
+    def _content(self) -> bytes | None:
+        """What the file holds; None: it is gone, which tells of no other run, or the storage does not say."""
+        with suppress(ClearanceError, OSError):
+            return read_file(self.folder, LEASE_FILE)
+        return None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another session has, or had, the folder in this one's place."""
+        return self._shown and self._content() not in (None, self._mine)
 
     def require(self) -> None:
-        pass
+        if self.lost:
+            other = Process.parse(self._content() or b"")
+            raise objects.taken_over(self.folder, str(other) if other is not None else "")
 
 
 @contextmanager
@@ -100,8 +121,9 @@ def lease(
         if (there := entry_of(folder, LEASE_FILE)) is None or there.inode != os.fstat(handle).st_ino:
             raise RunStopped("another run was here at the same moment", where=str(folder), fix="Try again")
         _take_over(folder, handle, me, locked, note, patience)
+        mine = json.dumps(asdict(me)).encode()
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(asdict(me)).encode(), 0)
+        os.pwrite(handle, mine, 0)
         if not locked:
             _confirm(folder, me)
     except OSError as error:
@@ -110,16 +132,17 @@ def lease(
     except BaseException:
         os.close(handle)
         raise
-    ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(handle, beat, ended), name="lease", daemon=True)
+    ours, ended = _Locked(folder, mine), threading.Event()
+    beating = threading.Thread(target=_beat, args=(handle, ours, beat, ended), name="lease", daemon=True)
     beating.start()
     try:
-        yield _Locked()
+        yield ours
     finally:
         ended.set()
         beating.join()
-        with suppress(OSError):
-            os.ftruncate(handle, 0)  # emptied, not removed: removing would race with a run that waits for the lock
+        if not ours.lost:  # else it is the other's
+            with suppress(OSError):
+                os.ftruncate(handle, 0)  # emptied, not removed: removing would race with a run that waits for the lock
         os.close(handle)
 
 
@@ -208,8 +231,8 @@ def _confirm(folder: Path, me: Process) -> None:
         raise RunStopped(f"another run took this folder at the same moment ({holder_process})", where=str(folder), fix=fix)
 
 
-def _beat(handle: int, seconds: float, ended: threading.Event) -> None:
-    while not ended.wait(seconds):
+def _beat(handle: int, held: _Locked, seconds: float, ended: threading.Event) -> None:
+    while not ended.wait(seconds) and not held.lost:  # else it would be a sign of life for the other
         with suppress(OSError):
             os.utime(handle)
 

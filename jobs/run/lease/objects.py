@@ -105,9 +105,13 @@ class Held:
 def lost(folder: Path) -> RunStopped:
     """The sentence for a session whose lease is another's by now."""
     there = current(folder)
-    by = f" ({there.process}, epoch {there.epoch})" if there is not None else ""
+    return taken_over(folder, f"{there.process}, epoch {there.epoch}" if there is not None else "")
+
+
+def taken_over(folder: Path, by: str) -> RunStopped:
+    """The same, by whom it is known that they hold it now; empty: that is not known."""
     fix = "Let the other run finish; see `clearance status`. What this one committed counts"
-    return RunStopped(f"another run took this folder over{by}", where=str(folder), fix=fix)
+    return RunStopped(f"another run took this folder over{f' ({by})' if by else ''}", where=str(folder), fix=fix)
 
 
 def current(folder: Path) -> Lease | None:
