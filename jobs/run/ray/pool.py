@@ -27,6 +27,13 @@ WAIT_SECONDS = 30.0  # between reports that a run is waiting for workers
 LOOK_SECONDS = 1.0  # between checks that Ray itself still lives
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m|\\x1b\[[0-9;]*m")  # Ray colours what it says, and may have written the escape out
 COUNT_SECONDS = 5.0  # between counts of the cluster's machines
+MACHINE_DIED, NEVER_RAN = "its node has died", "The actor never ran"  # of Ray's text about an actor that died
+_OPENING_FIX = {
+    Cause.DEATH: "See the workers' logs in Ray's folder on their machines; where they are killed without a word, give them "
+    "more memory or use fewer workers",
+    Cause.MEMORY: "Give them more memory or use fewer workers",
+    Cause.MACHINE: "See why machines leave the cluster, or use others",
+}
 
 
 @dataclass(kw_only=True)
@@ -56,7 +63,7 @@ class Pool:
         self.session, self.cluster, self.need = session, cluster, need
         self.todo = deque(pending)
         self.suspects: set[int] = set()  # under way when a worker died: which of them it was shows when each is alone
-        self.opening_deaths: Counter[Cause] = Counter()
+        self.opening_deaths: Counter[Cause] = Counter()  # since a worker was last ready
         self.waiting: dict[Any, _Seat] = {}
         self._workers = session.plan.config.workers
         self._fewer = 0  # workers that memory was too small for
@@ -80,18 +87,24 @@ class Pool:
     def run(self) -> int:
         """Do every pending shard; returns how many workers were ready at once, at most."""
         self._staff()
-        reported = time.monotonic()
-        while self.todo or any(seat.shard_no is not None for seat in self.waiting.values()):
+        since = time.monotonic()  # when a worker was last at work, or that none is was last reported
+        while self.todo or self._at_work():
             ready = self._ready()
             signals.check()
             self._check_ray()
-            if not ready and self.session.context is None and time.monotonic() - reported > WAIT_SECONDS:
-                reported = time.monotonic()
+            if self._at_work():
+                since = time.monotonic()
+            elif not ready and time.monotonic() - since > WAIT_SECONDS:
+                since = time.monotonic()
                 self.session.report("waiting", self._why_none())
             for future in ready:
                 self._settle(future, self.waiting.pop(future))
             self._staff()
         return self._most
+
+    def _at_work(self) -> int:
+        """How many workers hold a lease."""
+        return sum(seat.shard_no is not None for seat in self.waiting.values())
 
     def _ready(self) -> list[Any]:
         """Futures that have an answer; waits for one, and not for long."""
@@ -112,7 +125,7 @@ class Pool:
             self._counted = time.monotonic()
             self._fits = self.need.fits_in_all(self.cluster.machines().values())
         # To an autoscaler the actors that wait are the demand: as many again as there are, so that it doubles.
-        beyond = 0 if self.cluster.own else max(1, sum(seat.shard_no is not None for seat in self.waiting.values()))
+        beyond = 0 if self.cluster.own else max(1, self._at_work())
         return max(1, self._fits + beyond - self._fewer)
 
     def _staff(self) -> None:
@@ -131,13 +144,13 @@ class Pool:
             coming.append(self._hire(number))
 
     def _why_none(self) -> str:
-        machines = self.cluster.machines()
+        machines, none = self.cluster.machines(), "no worker is at work" if self.session.begun else "no worker is ready yet"
         if not any(self.need.fits(resources) for resources in machines.values()):
             return (
-                f"no worker is ready yet: no machine of the cluster has {self.need}, which a worker asks for "
+                f"{none}: no machine of the cluster has {self.need}, which a worker asks for "
                 "(generation.threads, model.device, device_share); the run waits for one that has"
             )
-        return f"no worker is ready yet: models are loading, or nothing is free ({self.need} a worker)"
+        return f"{none}: models are loading, or nothing is free ({self.need} a worker)"
 
     def _hire(self, number: int) -> Any:
         session = self.session
@@ -182,6 +195,8 @@ class Pool:
             self._check_ray()
             if getattr(error, "actor_init_failed", False):
                 raise cannot_begin(seat.worker_id, error) from error
+            if seat.shard_no is None and never_ran(error):
+                return  # no worker was lost: its place was on a machine that was
             self._bury(seat, *self._cause(seat, error))
             return
         if isinstance(answer, Failure):
@@ -192,6 +207,7 @@ class Pool:
             raise told
         if isinstance(answer, Opened):
             seat.node_id = answer.node_id
+            self.opening_deaths.clear()  # a long run loses some on the way; only where all of them die is it useless to go on
             self.session.ready(answer.context, seat.worker_id)
             if answer.niceness > self._driver.niceness:
                 text = (
@@ -210,7 +226,8 @@ class Pool:
             return Cause.MEMORY, "its machine ran out of memory, and Ray ended it"
         if getattr(error, "preempted", False):
             return Cause.MACHINE, "its machine was taken back"
-        if isinstance(error, exceptions.NodeDiedError) or (seat.node_id and seat.node_id not in self.cluster.machines()):
+        left = MACHINE_DIED in str(error) or (seat.node_id and seat.node_id not in self.cluster.machines())
+        if left or isinstance(error, exceptions.NodeDiedError):
             return Cause.MACHINE, "its machine left the cluster"
         if isinstance(error, exceptions.ActorUnavailableError):
             return Cause.MACHINE, "it cannot be reached any more: its machine or the network failed"
@@ -228,7 +245,7 @@ class Pool:
                 break
             seat.ahead.append(self.todo.popleft())
         self.waiting[seat.actor.work.remote(seat.shard_no, seat.ahead, self.session.anchors)] = seat
-        self._most = max(self._most, sum(one.shard_no is not None for one in self.waiting.values()))
+        self._most = max(self._most, self._at_work())
 
     def _bury(self, seat: _Seat, cause: Cause, what: str) -> None:
         """A worker died: put its shards back, or give up the one that it worked at."""
@@ -245,7 +262,7 @@ class Pool:
                 raise RunStopped(
                     f"{self.opening_deaths[cause]} workers died while loading the models ({what})",
                     where=str(session.folder),
-                    fix="Give them more memory or use fewer workers, then continue with --resume",
+                    fix=f"{_OPENING_FIX[cause]}; then continue with --resume",
                 )
             return
         done = committed(session.folder)
@@ -276,6 +293,11 @@ def cannot_begin(worker_id: str, error: Exception) -> RunStopped:
         where=worker_id + (f" on {machine[1]}" if machine else ""),
         fix="Install this version of Clearance on every machine of the cluster, for the Python that runs its Ray",
     )
+
+
+def never_ran(error: Exception) -> bool:
+    """Whether Ray had chosen a machine for an actor that was lost before the actor began, as those that wait for room are."""
+    return MACHINE_DIED in str(error) and NEVER_RAN in str(error)
 
 
 def _first_line(error: Exception) -> str:
