@@ -29,11 +29,13 @@ from index.places.disk import Disk, advice, cannot_read, cannot_write, disk, fil
 from index.places.local import NO_LINK, inside
 from index.places.named import is_uri, place
 from index.places.object_folder import ObjectFolder
+from index.places.objects import impatient
 from index.places.remote import require_held
 
 __all__ = [
     "NO_LINK", "TEMPORARY", "Disk", "Entry", "ObjectFolder", "Part", "Stored", "Tagged", "advice", "cannot_read",
-    "cannot_write", "disk", "filling_temporary", "inside", "is_lasting", "is_uri", "place", "require_held", "using",
+    "cannot_write", "disk", "filling_temporary", "impatient", "inside", "is_lasting", "is_uri", "place", "require_held",
+    "using",
 ]  # fmt: skip
 
 _T = TypeVar("_T")

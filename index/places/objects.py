@@ -13,11 +13,13 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import chain, repeat
 from typing import IO, Any, ClassVar
 
 from index.errors import InputError, RunStopped
@@ -26,7 +28,20 @@ from index.places.refused import Answer, one_line, sentence
 
 BODY = "body"  # the rest of an answer that was counted already
 _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
+AWAY_SECONDS = 120.0  # for which a store is asked again that answers that it is away or has too much to do
+AWAY_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before it is; the last again and again
 PAUSES = (0.2, 1.0, 3.0)  # seconds before a write is repeated that came in another's way (HTTP 409)
+_patience: ContextVar[float] = ContextVar("patience", default=AWAY_SECONDS)
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """In this block a store that is away is not asked again for long: whoever calls comes back by himself."""
+    token = _patience.set(0.0)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
 
 
 class ObjectStore:
@@ -53,15 +68,21 @@ class ObjectStore:
 
         if kind != BODY:
             self.requests[kind] += 1
-        try:
-            return do()
-        except (FileNotFoundError, known.NotFoundError) as error:
-            if writing or Answer.of(error).no_bucket:
-                raise sentence(error, self.root, key, writing=writing) from None
-            raise known.NotFoundError(key) from None
-        except (known.BaseError, OSError, ValueError) as error:
-            refused = sentence(error, self.root, key, writing=writing)
-            raise refused from refused.__cause__
+        until, pauses = time.monotonic() + _patience.get(), chain(AWAY_PAUSES, repeat(AWAY_PAUSES[-1]))
+        while True:
+            try:
+                return do()
+            except (FileNotFoundError, known.NotFoundError) as error:
+                if writing or Answer.of(error).no_bucket:
+                    raise sentence(error, self.root, key, writing=writing) from None
+                raise known.NotFoundError(key) from None
+            except (known.BaseError, OSError, ValueError) as error:
+                found = Answer.of(error)
+                # obstore itself has asked nine times by now, within seconds. A body that broke off cannot be asked for again.
+                if kind == BODY or not (found.status and found.away) or time.monotonic() >= until:
+                    refused = sentence(error, self.root, key, writing=writing)
+                    raise refused from refused.__cause__
+            time.sleep(next(pauses))
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -118,7 +139,12 @@ class ObjectStore:
     def put(self, key: str, content: bytes | IO[bytes]) -> None:
         import obstore
 
-        self.request("put", key, lambda: obstore.put(self.store, key, content), writing=True)
+        def put() -> Any:
+            if not isinstance(content, bytes):
+                content.seek(0)
+            return obstore.put(self.store, key, content)
+
+        self.request("put", key, put, writing=True)
 
     def create(self, key: str, data: bytes) -> bool:
         import obstore

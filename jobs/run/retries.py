@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TypeVar
 
-from index.errors import RunStopped
+from index.errors import ClearanceError
 
 T = TypeVar("T")
 
@@ -45,12 +45,12 @@ def with_retries(do: Callable[[], T], pause: Callable[[float], None] = time.slee
         pause: waits for so many seconds.
 
     Raises:
-        RunStopped: the storage failed each time, or in a way that does not pass.
+        RunStopped, InputError: the storage failed each time, or in a way that does not pass.
     """
     for wait in STORAGE_WAITS:
         try:
             return do()
-        except (RunStopped, OSError) as error:
+        except (ClearanceError, OSError) as error:  # what is read for a commit is an InputError
             if not passes(error):
                 raise
             pause(wait)

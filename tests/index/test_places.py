@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from index.errors import ClearanceError, ConfigError, InputError, IntegrityError
 from index.places import objects, schemes
 from index.places.backend import Stored
 from index.places.cache import local_copy
-from index.places.objects import ObjectStore
+from index.places.objects import AWAY_PAUSES, AWAY_SECONDS, ObjectStore
 from index.storage import ObjectFolder, Part
 
 KINDS = ["local", "memory", "s3"]
@@ -253,6 +254,70 @@ def test_a_request_that_is_sent_again_finds_its_own_work(faulty: Faulty) -> None
     assert seen is not None
     now = storage.replace_if(folder, "once", b"next", seen.tag)
     assert storage.replace_if(folder, "once", b"next", seen.tag) == now
+
+
+class Busy(ObjectStore):
+    """A store that answers some times that it has too much to do; its clock is the test's."""
+
+    def __init__(self, root: str, answers: list[int]) -> None:
+        from obstore.store import MemoryStore
+
+        super().__init__(root, MemoryStore())
+        self.answers = answers
+
+    def request(self, kind: str, key: str, do: Callable[[], Any], *, writing: bool = False) -> Any:
+        from obstore.exceptions import GenericError
+
+        def answer() -> Any:
+            made = do()  # it may have been carried out all the same
+            if self.answers:
+                raise GenericError(
+                    f"Error performing PUT {key} - Server returned non-2xx status code: {self.answers.pop()} Slow"
+                )
+            return made
+
+        return super().request(kind, key, answer, writing=writing)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were slept; no time passes but by sleeping."""
+    slept: list[float] = []
+    monkeypatch.setattr("index.places.objects.time", SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept)))
+    return slept
+
+
+@pytest.mark.parametrize("status", [503, 500, 429, 408])
+def test_a_store_that_has_too_much_to_do_is_asked_again(status: int, clock: list[float]) -> None:
+    """With what is put from a stream whole each time."""
+    store = Busy("busy://store", [status] * 6)
+    with schemes.using({"busy": lambda _: store}):
+        folder = storage.place("busy://store/run")
+        storage.write_from(folder, "whole", lambda stream: stream.write(b"whole"))
+        assert clock == [1, 2, 4, 8, 8, 8]
+        assert storage.read_file(folder, "whole") == b"whole"
+
+
+def test_a_store_that_stays_away_is_asked_for_two_minutes(clock: list[float]) -> None:
+    with schemes.using({"busy": lambda _: Busy("busy://store", [503] * 99)}):
+        with pytest.raises(RunStopped, match="does not answer"):
+            storage.write_file(storage.place("busy://store/run"), "whole", b"")
+        assert AWAY_SECONDS <= sum(clock) < AWAY_SECONDS + max(AWAY_PAUSES)
+
+
+@pytest.mark.parametrize("status", [403, 501, 507])
+def test_a_store_that_refuses_is_not_asked_again(status: int, clock: list[float]) -> None:
+    with schemes.using({"busy": lambda _: Busy("busy://store", [status])}), pytest.raises(RunStopped):
+        storage.write_file(storage.place("busy://store/run"), "whole", b"")
+    assert clock == []
+
+
+def test_a_sign_of_life_does_not_wait_for_a_store(clock: list[float]) -> None:
+    """The next one follows in some seconds, and what is wrong has to be said."""
+    away = schemes.using({"busy": lambda _: Busy("busy://store", [503])})
+    with away, storage.impatient(), pytest.raises(RunStopped, match="does not answer"):
+        storage.write_file(storage.place("busy://store/run"), "whole", b"")
+    assert clock == []
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,23 @@ def test_storage_that_stays_away_ends_the_run_with_a_sentence(make_plan: MakePla
     assert waits == list(STORAGE_WAITS) and committed(tmp_path / "run") == {}
 
 
+def test_a_commit_is_tried_again_where_reading_fails(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
+    """A commit begins with the question whether its marker is there. Its failure is an InputError."""
+    waits: list[float] = []
+    worker = Worker(make_plan(["cat", "owl"]), tmp_path / "run", "run", "w", open_loop=open_loop, pause=waits.append)
+
+    class Blind(storage.Disk):
+        def open(self, name: str, flags: int, mode: int = 0o666, *, at: int | None = None) -> int:
+            if name == "commits" and len(waits) < 2:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return super().open(name, flags, mode, at=at)
+
+    storage.make(tmp_path / "run", "commits")
+    with storage.using(Blind()):
+        assert worker.work(0).rows == 2
+    assert waits == list(STORAGE_WAITS[:2])
+
+
 def test_a_full_disk_is_not_tried_again() -> None:
     def full() -> None:
         tries.append(1)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
-from index.storage import Tagged, create_once, entry_of, read_tagged, replace_if
+from index.storage import Tagged, create_once, entry_of, impatient, read_tagged, replace_if
 from jobs.run.lease.process import Process
 from pipeline.audit.coverage import LEASE_FILE
 
@@ -151,7 +151,8 @@ def object_lease(
         seen, noted = time.monotonic(), False
         while not ended.wait(beat):
             try:
-                held.beat()
+                with impatient():  # the next beat asks again, and what is wrong is said in time
+                    held.beat()
                 seen, noted = time.monotonic(), False
             except ClearanceError as error:  # a store that is away for a moment; the next beat shows whose the lease is
                 if not noted and time.monotonic() - seen > patience:
