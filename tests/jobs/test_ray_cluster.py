@@ -138,9 +138,20 @@ def test_a_cluster_is_named_with_the_room_in_it(monkeypatch: pytest.MonkeyPatch)
     machines = {"a": {"CPU": 2.0}, "b": {"CPU": 1.0}}
     monkeypatch.setattr(cluster.Cluster, "machines", lambda _: machines)
     monkeypatch.setattr(cluster.Cluster, "address", "head:6379")
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 3.0})
     joined = cluster.Cluster(own=False)
     assert joined.about(Need(1, 0), None) == "joined the Ray at head:6379: 2 machines, 3 CPUs, room for 3 workers of 1 CPU"
     assert joined.about(Need(2, 0), 4).endswith("room for 1 worker of 2 CPUs; 4 are asked for, and the others wait for room")
+
+
+@pytest.mark.parametrize(("free", "said"), [({"CPU": 1.0}, "other work has 2 CPUs of them now"), ({}, "other work has 3 CPUs")])
+def test_a_cluster_at_which_others_work_is_said_to_be_busy(
+    free: dict[str, float], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run holds its workers to its end, and this one would seem to load its models all the while."""
+    monkeypatch.setattr(cluster.Cluster, "machines", lambda _: {"a": {"CPU": 2.0}, "b": {"CPU": 1.0}})
+    monkeypatch.setattr("ray.available_resources", lambda: free)
+    assert said in cluster.Cluster(own=False).about(Need(1, 0), None)
 
 
 def test_the_runner_says_what_it_joined(make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

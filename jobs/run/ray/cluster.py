@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -65,7 +66,18 @@ class Cluster:
             f", {counted(int(gpus), 'GPU')}" if gpus else ""
         )
         text = f"joined the Ray at {self.address}: {have}, room for {counted(room, 'worker')} of {need}"
+        if (taken := self._taken()) >= 1:
+            text += f"; other work has {counted(math.ceil(taken), 'CPU')} of them now"
         return text if workers is None or workers <= room else f"{text}; {workers} are asked for, and the others wait for room"
+
+    def _taken(self) -> float:
+        """CPUs that somebody else's actors and tasks hold now; 0 while Ray does not answer."""
+        import ray
+
+        free: list[float] = []
+        ask: Any = ray.available_resources
+        within(ASK_SECONDS, lambda: free.append(float(ask().get("CPU", 0.0))))
+        return sum(resources.get("CPU", 0.0) for resources in self.machines().values()) - free[0] if free else 0.0
 
     @property
     def answers(self) -> bool:
