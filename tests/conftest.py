@@ -11,6 +11,7 @@ os.environ.pop("CLEARANCE_KEYS", None)  # a test names its keys
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def no_power_cuts() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("index.places.disk.Disk.fsync", lambda self, handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_stores(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A store that answers that it is away is not asked again for minutes, but where a test holds the clock."""
+    from index.storage import impatient
+
+    with nullcontext() if "clock" in request.fixturenames else impatient():
         yield
 
 
