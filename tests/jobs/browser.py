@@ -48,9 +48,10 @@ class Page:
     async def open(self, url: str) -> None:
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
+        await self.run("window.left = true")  # the page before is complete, too
         await self.call("Page.navigate", url=url)
         for _ in range(100):
-            if await self.run("document.readyState") == "complete":
+            if await self.run("!window.left && document.readyState === 'complete'"):
                 return
             await asyncio.sleep(0.05)
         raise AssertionError("the page did not load")

@@ -38,8 +38,9 @@ async def downloaded(page: Page, folder: Path) -> list[dict[str, Any]]:
     await page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     await page.press("d")
     for _ in range(100):
-        if found := [*folder.glob("*.jsonl")]:
-            return [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines()]
+        for found in folder.glob("*.jsonl"):
+            if lines := found.read_text(encoding="utf-8").splitlines():  # the browser reserves the name before it writes
+                return [json.loads(line) for line in lines]
         await asyncio.sleep(0.05)
     raise AssertionError("nothing was downloaded")
 

@@ -307,7 +307,7 @@ def test_what_rejected_a_prompt_is_shown(ran: SimpleNamespace) -> None:
 
 
 def test_what_a_request_was_drawn_with_is_shown(ran: SimpleNamespace) -> None:
-    assert shown(ran, PROMPTS[0])["  with"] == "2 steps, guidance 3"
+    assert shown(ran, PROMPTS[0])["  with"] == "ddim, 2 steps, guidance 3"
 
 
 def test_the_page_of_a_request_shows_the_prompt_that_was_drawn(ran: SimpleNamespace) -> None:
