@@ -34,7 +34,7 @@ nightly: install ## checks too heavy for every change: 40 kills, 200 tamperings,
 	PYTHONPATH=.triton $(BIN)/python -m pytest -q tests/pipeline/test_fused.py
 	CLEARANCE_KILLS=20 $(BIN)/python -m pytest -q tests/kills tests/jobs/test_signals.py
 	CLEARANCE_TAMPER=200 CLEARANCE_FUZZ=20 $(BIN)/python -m pytest -q tests/tampering tests/fuzz
-	CLEARANCE_TRUE_SIZES=1 $(BIN)/python -m pytest -q tests/pipeline/test_waits.py
+	CLEARANCE_TRUE_SIZES=1 $(BIN)/python -m pytest -q tests/pipeline/test_waits.py tests/pipeline/test_feature_memory.py tests/pipeline/test_lora_formats.py
 	CLEARANCE_COMPILED=1 $(BIN)/python -m pytest -q tests/pipeline/test_compiled.py
 	CLEARANCE_REAL_SIZE=1 $(BIN)/python -m pytest -q -s tests/pipeline/test_real_size.py
 

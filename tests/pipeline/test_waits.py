@@ -5,7 +5,6 @@ With ``CLEARANCE_TRUE_SIZES=1`` all released sizes are counted, Qwen-Image and F
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,12 +25,12 @@ from pipeline.steer.diversity import Group, mates_push
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
 from tests.pipeline.lora_files import empty_pairs
-from tests.pipeline.true_sizes import META, RELEASED, Waits, built
+from tests.pipeline.true_sizes import EVERY, META, RELEASED, Waits, built
 
 STEPS, ROWS = 6, 8
 model = cache(built)
-ALL = list(RELEASED) if os.environ.get("CLEARANCE_TRUE_SIZES") else ["SDXL", "SD 3.5 large", "Flux.1 dev"]
-STEERED = ALL if os.environ.get("CLEARANCE_TRUE_SIZES") else ["SDXL", "Flux.1 dev"]
+ALL = list(RELEASED) if EVERY else ["SDXL", "SD 3.5 large", "Flux.1 dev"]
+STEERED = ALL if EVERY else ["SDXL", "Flux.1 dev"]
 
 
 def engine(of: LatentDiffusion) -> Engine:
@@ -165,6 +164,7 @@ def test_the_next_call_copies_nothing_to_the_device() -> None:
     assert dict(waits.counts) == {"copies from": 1}
 
 
+@pytest.mark.skipif(not EVERY, reason="9 s: CLEARANCE_TRUE_SIZES=1 runs it")
 def test_an_adapted_sample_makes_one_mask_a_call_and_reads_nothing() -> None:
     """SDXL has 722 linear layers that a LoRA may change: a mask at each would be 722 copies."""
     of, context = model("SDXL")
@@ -178,7 +178,8 @@ def test_an_adapted_sample_makes_one_mask_a_call_and_reads_nothing() -> None:
     assert dict(waits.counts) == {"copies from": 1, "copies to": 1}
 
 
-@pytest.mark.parametrize("name", STEERED if os.environ.get("CLEARANCE_TRUE_SIZES") else STEERED[:1])
+@pytest.mark.skipif(not EVERY, reason="6 s a network: CLEARANCE_TRUE_SIZES=1 runs it")
+@pytest.mark.parametrize("name", STEERED)
 def test_mates_that_push_one_another_apart_read_nothing(name: str) -> None:
     of, context = model(name)
     e = engine(of)

@@ -6,6 +6,7 @@ it, also those that an operation makes unseen because one of its arguments is on
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.model.families.registry import model_classes
 from pipeline.model.libraries import quiet
 
 META = torch.device("meta")
+EVERY = bool(os.environ.get("CLEARANCE_TRUE_SIZES"))  # every size and every count, as `make nightly` has them; else a few
 SDXL: dict[str, Any] = dict(
     sample_size=128,
     in_channels=4,
