@@ -50,7 +50,7 @@ DEFAULTS: Mapping[str, Known] = {
     "looks": Known(13, "searches of the index for a picture: the picture in 12 hues, and a probe; copies.edits adds up to 50"),
     "queries_per_core": Known(1401, "bench index, 1,000,000 references of 512 numbers, in batches; 3,972 at 200,000"),
     "anonymous_bytes": Known(
-        64, "of a reference, in a worker's own memory: the most it may be; bench index found 38 at 200,000, 16 at 1,000,000"
+        64, "of a reference, in a worker's own memory: the most it may be; bench index found 36 at 200,000, 13 at 1,000,000"
     ),
     "mapped_bytes": Known(2353, "of a reference, on disk and in the page cache once for a node: bench index, 512 float32"),
 }  # fmt: skip
