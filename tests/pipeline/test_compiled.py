@@ -29,6 +29,12 @@ from tests.pipeline.families import FAMILIES, engine_of, load, sample, text
 from tests.pipeline.tiny_models import BUILDERS
 
 NIGHTLY = bool(os.environ.get("CLEARANCE_COMPILED"))
+# The compiler imports a part of torch that torch has deprecated (torch.utils.mkldnn), and leaves complex numbers to torch's own
+# kernels, which it says.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex:UserWarning"),
+]
 BACKEND = "inductor" if NIGHTLY else "aot_eager"
 COMPILED = (
     ["sd", "sdxl", "flux", "flux2", "qwen_image", "z_image", "chroma"] if NIGHTLY else ["sd"]
