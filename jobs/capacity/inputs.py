@@ -48,7 +48,7 @@ DEFAULTS: Mapping[str, Known] = {
     "deaths": Known(0.01, "assumed, of a worker in an hour: one in a hundred hours"),
     "restart_seconds": Known(60, "assumed: replacing a worker and loading SDXL"),
     "looks": Known(13, "searches of the index for a picture: the picture in 12 hues, and a probe; copies.edits adds up to 50"),
-    "queries_per_core": Known(1401, "bench index, 1,000,000 references of 512 numbers, in batches; 3,972 at 200,000"),
+    "queries_per_core": Known(1401, "bench index, 1,000,000 references of 512 numbers, in batches; 3,750 at 200,000"),
     "anonymous_bytes": Known(
         64, "of a reference, in a worker's own memory: the most it may be; bench index found 36 at 200,000, 13 at 1,000,000"
     ),

@@ -221,6 +221,7 @@ def test_what_an_index_takes_is_what_its_bench_found() -> None:
     facts = json.loads((ROOT / "infra" / "docs" / "bench" / "index.json").read_text())
     measured = {one["id"]: one["value"] for one in facts["measures"]}
     assert DEFAULTS["queries_per_core"].value == round(measured["1,000,000: queries in a second, in batches"])
+    assert f"{round(measured['200,000: queries in a second, in batches']):,} at 200,000" in DEFAULTS["queries_per_core"].source
     for size in ("200,000", "1,000,000"):
         found = measured[f"{size}: anonymous memory, bytes a reference"]
         assert DEFAULTS["anonymous_bytes"].value >= found and f"{found:.2g} at {size}" in DEFAULTS["anonymous_bytes"].source
